@@ -1,0 +1,60 @@
+//! The name of every environment variable that cpw reads or sets, in one place.
+
+/// Set to anything but `0` and the empty string: hooks do nothing, as if cpw were not installed.
+pub const DISABLE: &str = "CPW_DISABLE";
+/// The user's state directory, instead of `$XDG_STATE_HOME/cpw` or `~/.local/state/cpw`.
+pub const STATE_DIR: &str = "CPW_STATE_DIR";
+/// How much goes to the hook log: `debug` for every call.
+pub const LOG: &str = "CPW_LOG";
+
+/// In a task: the run it belongs to.
+pub const RUN: &str = "CPW_RUN";
+/// In a task: the folder of its run.
+pub const RUN_DIR: &str = "CPW_RUN_DIR";
+/// In a task: the worker that runs it, `W1`.
+pub const WORKER: &str = "CPW_WORKER";
+/// In a task: its id.
+pub const TASK: &str = "CPW_TASK";
+/// In a task: which try this is, from 1.
+pub const ATTEMPT: &str = "CPW_ATTEMPT";
+/// In a task: the sequence number of its `started` event, which rises with every attempt of the run.
+pub const TOKEN: &str = "CPW_TOKEN";
+/// In a task: the folder for its artifacts; a file named `result.*` there is its result.
+pub const OUT: &str = "CPW_OUT";
+/// In a task: the item of `for_each`.
+pub const ITEM: &str = "CPW_ITEM";
+/// In a task: a file that holds the prompt which started the run.
+pub const PROMPT_FILE: &str = "CPW_PROMPT_FILE";
+/// In a task: a JSON file with the results of what it needs.
+pub const NEEDS: &str = "CPW_NEEDS";
+/// In a task: how deep below a session it runs; hooks do nothing where it is set.
+pub const DEPTH: &str = "CPW_DEPTH";
+/// In a task: the W3C trace context of the run.
+pub const TRACEPARENT: &str = "TRACEPARENT";
+
+/// Set by Claude Code for everything it starts.
+pub const CLAUDECODE: &str = "CLAUDECODE";
+/// Set by Claude Code for hooks and tools: the session.
+pub const CLAUDE_SESSION_ID: &str = "CLAUDE_CODE_SESSION_ID";
+/// Set by Claude Code for hooks: the project's root, whatever the current directory is.
+pub const CLAUDE_PROJECT_DIR: &str = "CLAUDE_PROJECT_DIR";
+/// Set by Claude Code for hooks: `cli` in an interactive session.
+pub const CLAUDE_ENTRYPOINT: &str = "CLAUDE_CODE_ENTRYPOINT";
+
+/// Whether a variable that switches something is on.
+pub fn is_on(value: Option<&std::ffi::OsStr>) -> bool {
+    value.is_some_and(|v| !v.is_empty() && v != "0")
+}
+
+/// Prefixes of names that a project may not set for its tasks: they decide which programs run, where keys go, or what cpw
+/// itself believes.
+const RESERVED: [&str; 5] = ["LD_", "DYLD_", "ANTHROPIC_", "CLAUDE", "CPW_"];
+
+/// Whether a config or plan may set the variable `name` for a task.
+pub fn may_set(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    !name.is_empty()
+        && upper != "PATH"
+        && !name.contains(['=', '\0'])
+        && !RESERVED.iter().any(|prefix| upper.starts_with(prefix))
+}

@@ -1,0 +1,8 @@
+//! Ground that everything stands on: names, durations, exit codes, environment variables and text hygiene.
+//! Nothing here touches a file, a clock or a process.
+
+pub mod env;
+pub mod exit;
+pub mod ids;
+pub mod span;
+pub mod text;

@@ -1,0 +1,3 @@
+//! The `cpw` program: a thin shell around the library.
+
+fn main() {}

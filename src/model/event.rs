@@ -1,0 +1,566 @@
+//! The lines of `events.jsonl`: one JSON object each, the kind first, so that a reader skips what it does not need by one
+//! compare. An event is a fact that already happened; what follows from a series of them is `logic::state`'s business.
+//!
+//! Reading is tolerant: unknown kinds and unknown keys are ignored, so that an older cpw can read a newer log. Writing
+//! goes through a JSON serialiser only, so that no text can forge a line.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::base::ids::{TaskId, WorkerNo};
+
+/// The version of the event schema; stands in `run_started` as `v`.
+pub const SCHEMA: u32 = 1;
+
+/// The longest line that is written, in bytes with its line feed. Longer texts go to files that events name.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Position in the log: 1, 2, 3 … without a gap.
+    pub seq: u64,
+    /// Wall-clock time, RFC 3339 in UTC with microseconds; for display only.
+    pub ts: String,
+    /// The worker it is about.
+    pub worker: Option<WorkerNo>,
+    /// The task it is about.
+    pub task: Option<TaskId>,
+    /// The attempt of that task, from 1.
+    pub attempt: Option<u32>,
+    /// Kind and payload.
+    pub body: Body,
+}
+
+/// An event before it has a place in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draft {
+    /// The worker it is about.
+    pub worker: Option<WorkerNo>,
+    /// The task it is about.
+    pub task: Option<TaskId>,
+    /// The attempt of that task.
+    pub attempt: Option<u32>,
+    /// Kind and payload.
+    pub body: Body,
+}
+
+impl Draft {
+    /// An event about the run as a whole.
+    pub fn run(body: Body) -> Self {
+        Draft { worker: None, task: None, attempt: None, body }
+    }
+
+    /// An event about a worker.
+    pub fn worker(worker: WorkerNo, body: Body) -> Self {
+        Draft { worker: Some(worker), task: None, attempt: None, body }
+    }
+
+    /// An event about one attempt of a task.
+    pub fn attempt(worker: Option<WorkerNo>, task: &TaskId, attempt: u32, body: Body) -> Self {
+        Draft { worker, task: Some(task.clone()), attempt: Some(attempt), body }
+    }
+
+    /// An event about a task, whatever its attempt.
+    pub fn task(task: &TaskId, body: Body) -> Self {
+        Draft { worker: None, task: Some(task.clone()), attempt: None, body }
+    }
+}
+
+macro_rules! bodies {
+    ($( $(#[$doc:meta])* $variant:ident($payload:ty) = $name:literal, )*) => {
+        /// The kind of an event with its payload.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Body {
+            $( $(#[$doc])* $variant($payload), )*
+            /// A kind that this version does not know; kept in the count, otherwise ignored.
+            Unknown,
+        }
+
+        impl Body {
+            /// The name in the log, `"t"`.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $( Body::$variant(_) => $name, )*
+                    Body::Unknown => "unknown",
+                }
+            }
+
+            fn decode(name: &str, payload: &str) -> Result<Self, serde_json::Error> {
+                match name {
+                    $( $name => serde_json::from_str(payload).map(Body::$variant), )*
+                    _ => Ok(Body::Unknown),
+                }
+            }
+
+            fn payload_json(&self) -> Result<String, serde_json::Error> {
+                match self {
+                    $( Body::$variant(p) => serde_json::to_string(p), )*
+                    Body::Unknown => Ok("{}".into()),
+                }
+            }
+
+            /// Every kind that this version knows, by its name in the log.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+        }
+    };
+}
+
+bodies! {
+    /// The run exists from here on; always the first line.
+    RunStarted(RunStarted) = "run_started",
+    /// A worker was started.
+    WorkerStarted(Process) = "worker_started",
+    /// A worker left in order.
+    WorkerExited(Reason) = "worker_exited",
+    /// A worker was found dead.
+    WorkerLost(Reason) = "worker_lost",
+    /// An attempt begins; written before any process of it exists.
+    Started(Started) = "started",
+    /// The process of the attempt exists.
+    Spawned(Process) = "spawned",
+    /// How far an attempt says it is.
+    Progress(Progress) = "progress",
+    /// The attempt succeeded.
+    Done(Done) = "done",
+    /// The attempt failed.
+    Failed(Ended) = "failed",
+    /// The attempt was ended at its time limit.
+    TimedOut(Ended) = "timed_out",
+    /// The task, or its attempt, was cancelled.
+    Cancelled(Ended) = "cancelled",
+    /// The attempt's worker died.
+    Lost(Ended) = "lost",
+    /// The task will never start.
+    Skipped(Skipped) = "skipped",
+    /// A hook told the session something.
+    Delivered(Delivered) = "delivered",
+    /// A hook decided about a call of the session. A plain allow is not logged.
+    Decision(Decision) = "decision",
+    /// The session did something that concerns a claim or merge.
+    Observed(Observed) = "observed",
+    /// Somebody wants a task (the envelope's) or the whole run cancelled.
+    CancelRequested(CancelRequested) = "cancel_requested",
+    /// A torn line was cut off.
+    LogRepaired(LogRepaired) = "log_repaired",
+    /// The run is over.
+    RunEnded(RunEnded) = "run_ended",
+}
+
+impl Body {
+    /// Whether others act on the fact that this event is durable: with durability `power` it is synced to disk first.
+    pub fn is_commit(&self) -> bool {
+        matches!(
+            self,
+            Body::RunStarted(_)
+                | Body::Started(_)
+                | Body::Done(_)
+                | Body::Failed(_)
+                | Body::TimedOut(_)
+                | Body::Cancelled(_)
+                | Body::Lost(_)
+                | Body::Skipped(_)
+                | Body::RunEnded(_)
+        )
+    }
+}
+
+/// Payload of `run_started`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunStarted {
+    /// Schema of this log, [`SCHEMA`].
+    pub v: u32,
+    /// Hash of the exact bytes of `plan.json`, in hex.
+    pub plan_sha256: String,
+    /// The session that owns the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The prompt that started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
+    /// The rule that matched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// W3C trace id, 32 hex digits.
+    pub trace: String,
+    /// Tasks at the same time, at most.
+    pub max_workers: u32,
+    /// The boot during which attempts may start.
+    pub boot_id: String,
+    /// `CLOCK_MONOTONIC` in milliseconds; the run's time limit counts from here.
+    pub mono_ms: u64,
+    /// Version of the cpw that started it.
+    pub cpw: String,
+}
+
+/// Payload of `worker_started` and `spawned`: a process, told from later ones with the same number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot, as `/proc/PID/stat` has it; 0 where unknown.
+    pub start_time: u64,
+    /// The boot it belongs to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+}
+
+/// Payload of `worker_exited` and `worker_lost`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Why, in a few words.
+    pub reason: String,
+}
+
+/// Payload of `started`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Where the task runs.
+    pub cwd: String,
+    /// `CLOCK_MONOTONIC` in milliseconds; the attempt's time limit counts from here.
+    #[serde(default)]
+    pub mono_ms: u64,
+}
+
+/// Payload of `progress`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// Seconds left, as the task estimates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
+    /// What it is at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// What the session shall read about it in the end (`cpw summary`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+}
+
+/// Payload of `done`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// Exit code.
+    pub exit: i32,
+    /// From spawn to end.
+    pub duration_ms: u64,
+    /// Where the result is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ResultFile>,
+    /// One line about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// What it cost, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// A result of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultFile {
+    /// Relative to the run's folder.
+    pub path: String,
+    /// Length.
+    pub bytes: u64,
+    /// Hash of the content, in hex.
+    pub sha256: String,
+}
+
+/// What a `claude` task cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Model turns.
+    #[serde(default)]
+    pub turns: u64,
+    /// Tokens in and out, cached ones included.
+    #[serde(default)]
+    pub tokens: u64,
+    /// US dollars, as the client computes them.
+    #[serde(default)]
+    pub cost_usd: f64,
+}
+
+/// Payload of `failed`, `timed_out`, `cancelled` and `lost`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
+    /// Signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Why, in a sentence without full stop.
+    pub reason: String,
+    /// From spawn to end, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// Whether a further attempt comes.
+    #[serde(default)]
+    pub will_retry: bool,
+    /// When it comes: `CLOCK_MONOTONIC` in milliseconds, on the run's boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<u64>,
+    /// What there is of a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ResultFile>,
+    /// One line about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// What it cost, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// Payload of `skipped`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The task, or the fact, that made it impossible.
+    pub because: String,
+}
+
+/// Payload of `delivered`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivered {
+    /// Sequence numbers of the news that were handed over.
+    pub news: Vec<u64>,
+    /// The hook event that carried them.
+    pub hook: String,
+    /// The session that read them.
+    pub session: String,
+    /// The prompt during whose turn it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
+}
+
+/// What a hook answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Refused.
+    Block,
+    /// The input was replaced.
+    Rewrite,
+    /// Held for a while, then let through.
+    Held,
+    /// Let through with a note.
+    Inject,
+    /// An idle session was woken.
+    Wake,
+}
+
+/// Payload of `decision`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The hook event.
+    pub hook: String,
+    /// The tool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<String>,
+    /// The client's id of the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_use_id: Option<String>,
+    /// Hash of the input as it should run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_sha256: Option<String>,
+    /// What was answered.
+    pub answer: Answer,
+    /// Why, in a few words.
+    pub reason: String,
+    /// How long the call was held.
+    #[serde(default)]
+    pub held_ms: u64,
+    /// Which entry of the plan's `merge` was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<usize>,
+}
+
+/// Payload of `observed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The hook event.
+    pub hook: String,
+    /// `before` or `after` the call.
+    pub phase: String,
+    /// The tool.
+    pub tool: String,
+    /// The file or command, shortened.
+    pub target: String,
+    /// The client's id of the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_use_id: Option<String>,
+}
+
+/// Payload of `cancel_requested`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequested {
+    /// Who: `user`, `ctrl-c`, a hook.
+    pub by: String,
+}
+
+/// Payload of `log_repaired`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRepaired {
+    /// How many bytes were cut off.
+    pub bytes: u64,
+    /// Their hash, in hex.
+    pub sha256: String,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every task is done, or failed where that is allowed.
+    Ok,
+    /// A task failed, or the run was ended by a limit.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+/// Payload of `run_ended`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunEnded {
+    /// How.
+    pub status: Verdict,
+    /// Why, in a few words.
+    pub reason: String,
+    /// Tasks done.
+    pub done: u32,
+    /// Tasks failed, timed out or lost for good.
+    pub failed: u32,
+    /// Tasks skipped.
+    pub skipped: u32,
+    /// Tasks cancelled.
+    pub cancelled: u32,
+}
+
+/// Why a line is not an event.
+#[derive(Debug)]
+pub enum BadLine {
+    /// Not JSON, or not of an event's shape.
+    Json(serde_json::Error),
+    /// Longer than [`MAX_LINE`].
+    TooLong(usize),
+}
+
+impl std::fmt::Display for BadLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BadLine::Json(e) => write!(f, "not an event: {e}"),
+            BadLine::TooLong(n) => write!(f, "{n} bytes long, more than {MAX_LINE}"),
+        }
+    }
+}
+
+impl std::error::Error for BadLine {}
+
+#[derive(Deserialize)]
+struct RawLine<'a> {
+    #[serde(borrow)]
+    t: std::borrow::Cow<'a, str>,
+    seq: u64,
+    #[serde(default, borrow)]
+    ts: std::borrow::Cow<'a, str>,
+    worker: Option<WorkerNo>,
+    task: Option<TaskId>,
+    attempt: Option<u32>,
+    #[serde(default, borrow)]
+    payload: Option<&'a RawValue>,
+}
+
+impl Event {
+    /// Reads one line, without its line feed.
+    pub fn decode(line: &[u8]) -> Result<Event, BadLine> {
+        if line.len() >= MAX_LINE {
+            return Err(BadLine::TooLong(line.len()));
+        }
+        let raw: RawLine<'_> = serde_json::from_slice(line).map_err(BadLine::Json)?;
+        let body = Body::decode(&raw.t, raw.payload.map_or("{}", RawValue::get)).map_err(BadLine::Json)?;
+        Ok(Event {
+            seq: raw.seq,
+            ts: raw.ts.into_owned(),
+            worker: raw.worker,
+            task: raw.task,
+            attempt: raw.attempt,
+            body,
+        })
+    }
+
+    /// Gives a draft its place and time.
+    pub fn new(draft: Draft, seq: u64, ts: String) -> Event {
+        Event { seq, ts, worker: draft.worker, task: draft.task, attempt: draft.attempt, body: draft.body }
+    }
+
+    /// Appends the event as one line with its line feed.
+    pub fn encode_into(&self, out: &mut Vec<u8>) -> Result<(), BadLine> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            t: &'a str,
+            seq: u64,
+            ts: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            worker: Option<WorkerNo>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            task: Option<&'a TaskId>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            attempt: Option<u32>,
+            payload: &'a RawValue,
+        }
+        let payload = RawValue::from_string(self.body.payload_json().map_err(BadLine::Json)?).map_err(BadLine::Json)?;
+        let line = Line {
+            t: self.body.name(),
+            seq: self.seq,
+            ts: &self.ts,
+            worker: self.worker,
+            task: self.task.as_ref(),
+            attempt: self.attempt,
+            payload: &payload,
+        };
+        let start = out.len();
+        serde_json::to_writer(&mut *out, &line).map_err(BadLine::Json)?;
+        out.push(b'\n');
+        let length = out.len() - start;
+        if length > MAX_LINE {
+            out.truncate(start);
+            return Err(BadLine::TooLong(length));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_begins_with_its_kind_and_comes_back() {
+        let task = TaskId::new("a").unwrap();
+        let body = Body::Failed(Ended { exit: Some(3), reason: "exit 3\n{\"t\":\"done\"".into(), ..Ended::default() });
+        let event =
+            Event::new(Draft::attempt(Some(WorkerNo(1)), &task, 1, body), 17, "2026-01-02T03:04:05.678901Z".into());
+        let mut line = Vec::new();
+        event.encode_into(&mut line).unwrap();
+        assert!(line.starts_with(b"{\"t\":\"failed\",\"seq\":17,\"ts\":\"2026"));
+        assert_eq!(line.split(|b| *b == b'\n').count() - 1, 1);
+        assert_eq!(Event::decode(&line[..line.len() - 1]).unwrap(), event);
+    }
+
+    #[test]
+    fn unknown_kinds_and_keys_are_ignored() {
+        let e = Event::decode(br#"{"t":"sparkle","seq":1,"ts":"x","payload":{"a":[1]},"new":2}"#).unwrap();
+        assert_eq!(e.body, Body::Unknown);
+        let e = Event::decode(br#"{"t":"skipped","seq":1,"ts":"x","payload":{"because":"a","more":1}}"#).unwrap();
+        assert_eq!(e.body, Body::Skipped(Skipped { because: "a".into() }));
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_written() {
+        let body = Body::WorkerLost(Reason { reason: "x".repeat(MAX_LINE) });
+        let mut out = b"before\n".to_vec();
+        assert!(Event::new(Draft::run(body), 1, String::new()).encode_into(&mut out).is_err());
+        assert_eq!(out, b"before\n");
+    }
+}

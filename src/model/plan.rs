@@ -1,0 +1,244 @@
+//! A plan: the tasks of one run, what they need, what they claim, and what is to be merged into the session's tool calls.
+//!
+//! These are the types of `plan.json` as cpw itself writes it, complete and checked; it is immutable from then on. What
+//! people write (a plan file, a rule) is read by `model::check`, which reports every mistake at once; this module trusts
+//! its input and is used to read back what cpw wrote.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::ids::{RunId, SessionId, TaskId};
+use crate::base::span::{Limit, Span};
+
+/// The version of the plan format that this cpw writes.
+pub const VERSION: u32 = 1;
+
+/// The most tasks that one plan may have.
+pub const MAX_TASKS: usize = 10_000;
+
+/// One run's tasks and how the session is to be treated meanwhile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Format version, [`VERSION`].
+    pub version: u32,
+    /// The run that executes it.
+    pub run: RunId,
+    /// The session that owns the run; absent for a run of a terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// The rule it was made from; absent for a plan that a person wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Bounds of the whole run.
+    pub limits: Limits,
+    /// How the session is informed and held.
+    pub conductor: Conductor,
+    /// What to run. Order is the order of starting where needs and priority leave a choice.
+    pub tasks: Vec<Task>,
+    /// What to put into the session's tool calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub merge: Vec<Merge>,
+}
+
+/// Bounds of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Tasks that run at the same time, at most.
+    pub max_workers: u32,
+    /// How long the run may take.
+    pub run_timeout: Limit,
+    /// Stop starting tasks once this much was spent, in US dollars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_budget_usd: Option<f64>,
+}
+
+/// What happens when the session touches a claimed file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnClaimed {
+    /// Hold the call for a while, then refuse it with who has the file and how far it is.
+    Wait,
+    /// Refuse at once.
+    Block,
+    /// Hand a Read the finished result instead of the file.
+    Redirect,
+    /// Let it pass, with a note.
+    Note,
+    /// Let it pass.
+    Off,
+}
+
+/// What Stop does while the run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gate {
+    /// Wait inside the hook, then hand over what is new.
+    Hold,
+    /// Answer at once with what still runs.
+    Block,
+    /// Let the session stop.
+    Off,
+}
+
+/// How much of a worker's own words the model sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerText {
+    /// One quoted line.
+    Line,
+    /// None of it, only paths.
+    None,
+}
+
+/// How the session is informed and held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conductor {
+    /// What a claimed file means for the session's tools.
+    pub on_claimed: OnClaimed,
+    /// How long one tool call may be held.
+    pub wait: Span,
+    /// What Stop does.
+    pub gate: Gate,
+    /// How long Stop may hold.
+    pub hold: Span,
+    /// Characters of news per delivery.
+    pub news_chars: u32,
+    /// How much of a worker's own words is shown.
+    pub worker_text: WorkerText,
+}
+
+impl Default for Conductor {
+    fn default() -> Self {
+        Conductor {
+            on_claimed: OnClaimed::Wait,
+            wait: Span::from_secs(20),
+            gate: Gate::Hold,
+            hold: Span::from_secs(600),
+            news_chars: 4000,
+            worker_text: WorkerText::Line,
+        }
+    }
+}
+
+/// A unit of work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// Unique in the plan, ignoring case.
+    pub id: TaskId,
+    /// What people read instead of the id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// What it does.
+    #[serde(flatten)]
+    pub action: Action,
+    /// Tasks that must be done before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<TaskId>,
+    /// Files or globs, relative to the project or absolute, that this task answers for towards the session.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<String>,
+    /// How long one attempt may take.
+    pub timeout: Limit,
+    /// Further attempts after a failed one.
+    #[serde(default)]
+    pub retries: u32,
+    /// Pause before a further attempt.
+    #[serde(default)]
+    pub backoff: Backoff,
+    /// Whether tasks that need this one go on when it failed.
+    #[serde(default)]
+    pub allow_failure: bool,
+    /// A regex over the output; group 1 of its last match is the line that the session reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// Variables set for the task.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Where it runs, relative to the project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Higher goes first among tasks that are ready.
+    #[serde(default)]
+    pub priority: i32,
+    /// The item of `for_each`, handed over as `$CPW_ITEM`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<String>,
+}
+
+/// What a task does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// A program and its arguments; no shell.
+    Run(Vec<String>),
+    /// A script for `sh -c`; values reach it as environment variables only.
+    Shell(String),
+    /// A headless `claude -p`.
+    Claude(ClaudeTask),
+}
+
+/// A headless Claude Code session as a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClaudeTask {
+    /// The prompt.
+    pub prompt: String,
+    /// The model; the client's default where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Tools it may use without asking, as `--allowedTools` takes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+    /// Model turns, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_turns: Option<u32>,
+    /// US dollars, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_budget_usd: Option<f64>,
+    /// A JSON schema that its answer must fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<serde_json::Value>,
+}
+
+/// Pause before a further attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backoff {
+    /// Before the second attempt.
+    pub initial: Span,
+    /// The longest.
+    pub max: Span,
+    /// What the pause is multiplied with from attempt to attempt; 1 keeps it fixed.
+    pub factor: u32,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { initial: Span::from_secs(1), max: Span::from_secs(60), factor: 2 }
+    }
+}
+
+impl Backoff {
+    /// The pause after attempt number `attempt` (from 1) failed.
+    pub fn after(self, attempt: u32) -> Span {
+        let mut ms = self.initial.as_ms();
+        for _ in 1..attempt.min(64) {
+            ms = ms.saturating_mul(u64::from(self.factor)).min(self.max.as_ms());
+        }
+        Span::from_ms(ms.min(self.max.as_ms()))
+    }
+}
+
+/// Results to be put into a tool call of the session, once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The tool's name.
+    pub tool: String,
+    /// Per input field, a glob that its text must match. All must.
+    #[serde(default, rename = "match", skip_serializing_if = "BTreeMap::is_empty")]
+    pub matches: BTreeMap<String, String>,
+    /// Tasks whose outcome it waits for.
+    pub needs: Vec<TaskId>,
+    /// Per input field, the template of its new text. Empty: only a guard that waits.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: BTreeMap<String, String>,
+}
