@@ -12,7 +12,8 @@
 //! * [`ui`]: the terminal: the only writer to a person's screen.
 //! * [`hook`] and [`cmd`]: the two faces, for Claude Code and for people. They never import each other.
 
+#[cfg(windows)]
+compile_error!("cpw needs flock, FIFOs and process groups: on Windows build and run it inside WSL 2");
+
 pub mod base;
-pub mod cmd;
 pub mod model;
-pub mod ui;

@@ -3,6 +3,7 @@
 
 pub mod env;
 pub mod exit;
+pub mod hex;
 pub mod ids;
 pub mod span;
 pub mod text;

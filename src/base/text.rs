@@ -10,13 +10,41 @@ fn is_unsafe(c: char) -> bool {
             | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}' | '\u{FFA0}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
+/// The characters of `s` without terminal escape sequences: CSI (`ESC [ … letter`), strings such as OSC (`ESC ] … BEL`), and
+/// an escape with the one character behind it.
+fn without_escapes(s: &str) -> impl Iterator<Item = char> {
+    let mut chars = s.chars().peekable();
+    std::iter::from_fn(move || {
+        loop {
+            let c = chars.next()?;
+            if c != '\u{1b}' {
+                return Some(c);
+            }
+            match chars.next()? {
+                '[' => while chars.next_if(|c| !('@'..='~').contains(c) && *c != '\n').is_some() {},
+                ']' | 'P' | 'X' | '^' | '_' => {
+                    while chars.next_if(|c| !matches!(c, '\u{7}' | '\u{1b}' | '\n')).is_some() {}
+                    if chars.next_if_eq(&'\u{1b}').is_none() && chars.peek() == Some(&'\n') {
+                        continue;
+                    }
+                }
+                // A character set: its name follows.
+                '(' | ')' | '*' | '+' | '#' | '%' => {}
+                _ => continue,
+            }
+            // The character that ends the sequence.
+            chars.next_if(|c| *c != '\n');
+        }
+    })
+}
+
 /// Foreign text as one harmless line of at most `max` characters: runs of white space become one space, unsafe characters
 /// vanish, a cut is marked with `…`.
 pub fn one_line(s: &str, max: usize) -> String {
     let mut out = String::new();
     let mut count = 0;
     let mut space = false;
-    for c in s.chars() {
+    for c in without_escapes(s) {
         if c.is_whitespace() {
             space = !out.is_empty();
             continue;
@@ -43,7 +71,7 @@ pub fn one_line(s: &str, max: usize) -> String {
 
 /// Foreign text for a terminal, keeping its lines: unsafe characters but line feed and tab vanish.
 pub fn for_terminal(s: &str) -> String {
-    s.chars().filter(|c| matches!(c, '\n' | '\t') || !is_unsafe(*c)).collect()
+    without_escapes(s).filter(|c| matches!(c, '\n' | '\t') || !is_unsafe(*c)).collect()
 }
 
 /// Foreign text as a quoted excerpt for a model: one line of at most 300 characters, in double quotes, unable to close the
@@ -70,8 +98,10 @@ mod tests {
 
     #[test]
     fn escapes_and_hidden_characters_vanish() {
-        assert_eq!(one_line("a\x1b[31m\tb\n\nc\u{202E}\u{200B}", 80), "a[31m b c");
-        assert_eq!(for_terminal("x\x1b]52;c;AAAA\x07\ny"), "x]52;c;AAAA\ny");
+        assert_eq!(one_line("a\x1b[31m\tb\n\nc\u{202E}\u{200B}", 80), "a b c");
+        assert_eq!(for_terminal("x\x1b]52;c;AAAA\x07\ny"), "x\ny");
+        assert_eq!(one_line("\x1b]0;title\x1b\\rest \x1b(Bplain \x1b[2J\x1b[1;31mred\x1b[0m", 80), "rest plain red");
+        assert_eq!(for_terminal("cut \x1b[31\nnext \x1b]8;;x\nlast\x1b"), "cut \nnext \nlast");
     }
 
     #[test]

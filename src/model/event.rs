@@ -217,6 +217,9 @@ pub struct Reason {
 pub struct Started {
     /// Where the task runs.
     pub cwd: String,
+    /// What people call the task, where it has another name than its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
     /// `CLOCK_MONOTONIC` in milliseconds; the attempt's time limit counts from here.
     #[serde(default)]
     pub mono_ms: u64,
@@ -332,10 +335,13 @@ pub struct Delivered {
     /// The prompt during whose turn it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_id: Option<String>,
+    /// Further lines belong to the same delivery: what one covers may be too much for one line.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// What a hook answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
     /// Refused.
@@ -343,6 +349,7 @@ pub enum Answer {
     /// The input was replaced.
     Rewrite,
     /// Held for a while, then let through.
+    #[default]
     Held,
     /// Let through with a note.
     Inject,
@@ -351,7 +358,7 @@ pub enum Answer {
 }
 
 /// Payload of `decision`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// The hook event.
     pub hook: String,
@@ -374,6 +381,9 @@ pub struct Decision {
     /// Which entry of the plan's `merge` was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<usize>,
+    /// The prompt during whose turn it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
 }
 
 /// Payload of `observed`.

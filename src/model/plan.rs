@@ -32,6 +32,9 @@ pub struct Plan {
     pub rule: Option<String>,
     /// Bounds of the whole run.
     pub limits: Limits,
+    /// What its log survives.
+    #[serde(default)]
+    pub durability: Durability,
     /// How the session is informed and held.
     pub conductor: Conductor,
     /// What to run. Order is the order of starting where needs and priority leave a choice.
@@ -39,6 +42,24 @@ pub struct Plan {
     /// What to put into the session's tool calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub merge: Vec<Merge>,
+}
+
+impl Plan {
+    /// Whether commit events must survive a power cut.
+    pub fn is_durable(&self) -> bool {
+        self.durability == Durability::Power
+    }
+}
+
+/// What a log survives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The death of any process.
+    #[default]
+    Process,
+    /// A power cut as well: what others act on is synced to disk first.
+    Power,
 }
 
 /// Bounds of a run.
@@ -164,6 +185,14 @@ pub struct Task {
     /// The item of `for_each`, handed over as `$CPW_ITEM`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<String>,
+}
+
+impl Task {
+    /// What people call it instead of its id: its title, or the item it was made from. At most 200 characters of it.
+    pub fn label(&self) -> Option<String> {
+        let label = self.title.as_ref().or(self.item.as_ref())?;
+        Some(label.chars().take(200).collect())
+    }
 }
 
 /// What a task does.

@@ -1,4 +1,0 @@
-//! The terminal. What a person sees on stdout and stderr is written here and nowhere else (hooks write their protocol
-//! answer in `hook::answer`). A closed pipe is the reader's choice and no error.
-
-pub mod print;
