@@ -2,5 +2,8 @@
 //! of its arguments: no file is opened, no clock is read.
 
 pub mod event;
+pub mod glob;
+pub mod json;
 pub mod plan;
+pub mod template;
 pub mod words;
