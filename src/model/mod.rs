@@ -1,9 +1,16 @@
 //! What is written down, as types: events, plans, configs; and how a prompt matches a rule. Everything here is a function
 //! of its arguments: no file is opened, no clock is read.
 
+pub mod check;
+pub mod config;
+pub mod describe;
+pub mod draft;
 pub mod event;
+pub mod expand;
 pub mod glob;
 pub mod json;
 pub mod plan;
+pub mod schema;
+pub mod starter;
 pub mod template;
 pub mod words;

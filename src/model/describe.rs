@@ -1,0 +1,275 @@
+//! What a config could run and what a plan will run, as text for a person at a terminal, before they approve or start it.
+//! Everything that others wrote is shown as one harmless line; programs of the project are marked.
+
+use std::collections::BTreeMap;
+
+use crate::base::span::Limit;
+use crate::base::text::one_line;
+use crate::model::config::{Config, ForEach, Rule};
+use crate::model::plan::{Action, Plan};
+
+/// What would be executed, and when, is shown whole before it is approved: what is cut could be what matters.
+const ALL: usize = usize::MAX;
+/// How much of a command is shown in a plan, whose rule was approved or whose file was written by who starts it.
+const SOME: usize = 400;
+/// How much of a name is shown.
+const SHORT: usize = 100;
+
+/// All that a config could run, rule by rule, for approval. Nothing that would be executed is left out.
+pub fn what_could_run(config: &Config) -> String {
+    let mut out = String::new();
+    if config.rules.is_empty() {
+        out.push_str("No rules: nothing would run.\n");
+    }
+    for rule in &config.rules {
+        rule_text(rule, &mut out);
+    }
+    out
+}
+
+fn rule_text(rule: &Rule, out: &mut String) {
+    out.extend(["rule ", &one_line(&rule.name, SHORT), "\n"]);
+    let w = &rule.when;
+    if let Some(p) = &w.prompt {
+        line(out, "when the prompt matches", p, ALL);
+    }
+    if let Some(p) = &w.not {
+        line(out, "and does not match", p, ALL);
+    }
+    let min = rule.min_files();
+    if min > 0 {
+        let glob = w.files.as_ref().and_then(|f| f.glob.as_deref());
+        let glob = glob.map(|g| format!(" that match {g}")).unwrap_or_default();
+        line(out, "when it names at least", &format!("{min} existing {}{glob}", plural(min, "file")), ALL);
+    }
+    if let Some(g) = &w.glob {
+        line(out, "when files exist that match", g, ALL);
+    }
+    let each = match &rule.for_each {
+        None => None,
+        Some(ForEach::Files) => Some("file that the prompt names".to_owned()),
+        Some(ForEach::Glob(g)) => Some(format!("file that matches {g}")),
+        Some(ForEach::List(list)) => Some(format!("of: {}", list.join(", "))),
+        Some(ForEach::Group(n)) => Some(format!("part of group {n} of the prompt's match")),
+    };
+    if let Some(each) = &each {
+        line(out, "for each", each, ALL);
+    }
+    for task in &rule.tasks {
+        let times = if each.is_some() && task.is_per_item() { " (one per item)" } else { "" };
+        out.extend(["  task ", &one_line(&task.id, SHORT), times, "\n"]);
+        if let Some(title) = &task.title {
+            line(out, "  called", title, ALL);
+        }
+        action_text(&task.action, ALL, out);
+        extras(&task.env, task.cwd.as_deref(), &task.claims, ALL, out);
+    }
+    for m in &rule.merge {
+        merge_text(&m.tool, &m.matches, &m.set, &m.needs.join(", "), out);
+    }
+    out.push('\n');
+}
+
+/// The whole plan: its tasks in order with needs, commands, claims, and its merges.
+pub fn plan_text(plan: &Plan) -> String {
+    let tasks = plan.tasks.len();
+    let rule = plan.rule.as_ref().map(|r| format!(" from rule {}", one_line(r, SHORT))).unwrap_or_default();
+    let limit = match plan.limits.run_timeout {
+        Limit(Some(span)) => format!("within {span}"),
+        Limit(None) => "without a time limit".to_owned(),
+    };
+    let workers = plan.limits.max_workers;
+    let budget = plan.limits.max_budget_usd.map(|usd| format!(", for up to {usd} USD")).unwrap_or_default();
+    let mut out = format!("{tasks} {}{rule}, up to {workers} at a time, {limit}{budget}\n", plural(tasks, "task"));
+    for task in &plan.tasks {
+        out.extend(["  task ", task.id.as_str()]);
+        if let Some(title) = &task.title {
+            out.extend([": ", &one_line(title, SHORT)]);
+        }
+        out.push('\n');
+        if !task.needs.is_empty() {
+            let needs: Vec<&str> = task.needs.iter().map(crate::base::ids::TaskId::as_str).collect();
+            line(&mut out, "  after", &few(&needs), SOME);
+        }
+        action_text(&task.action, SOME, &mut out);
+        extras(&task.env, task.cwd.as_deref(), &task.claims, SOME, &mut out);
+    }
+    for m in &plan.merge {
+        let needs: Vec<&str> = m.needs.iter().map(crate::base::ids::TaskId::as_str).collect();
+        merge_text(&m.tool, &m.matches, &m.set, &few(&needs), &mut out);
+    }
+    out
+}
+
+/// A list that stays readable when it is long.
+fn few(names: &[&str]) -> String {
+    const SHOWN: usize = 12;
+    match names.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        _ => names.join(", "),
+    }
+}
+
+fn plural(n: usize, word: &str) -> String {
+    if n == 1 { word.to_owned() } else { format!("{word}s") }
+}
+
+/// A line `label: text` below its rule or task; the label is ours. Characters that a terminal would not show, or obey,
+/// are written out: who approves a command has to see all of it.
+fn line(out: &mut String, label: &str, text: &str, max: usize) {
+    let visible = visible(text);
+    let text = if max == ALL { visible } else { one_line(&visible, max) };
+    out.extend(["  ", label, ": ", &text, "\n"]);
+}
+
+fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            ' '..='~' => out.push(c),
+            '\n' | '\r' | '\t' => out.extend(c.escape_default()),
+            // Whatever the rules for foreign text would drop.
+            c if c.is_whitespace() || one_line(c.encode_utf8(&mut [0; 4]), 1).is_empty() => {
+                out.extend(c.escape_unicode());
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn action_text(action: &Action, max: usize, out: &mut String) {
+    match action {
+        Action::Run(argv) => {
+            let words: Vec<String> = argv.iter().map(|a| quoted(a)).collect();
+            line(out, "  runs", &words.join(" "), max);
+            if argv.first().is_some_and(|p| p.contains('/')) {
+                let program = argv.first().map(String::as_str).unwrap_or_default();
+                let whose = if program.starts_with('/') {
+                    "a file on this machine, whatever it holds by then"
+                } else {
+                    "a file of this project, whatever it holds by then"
+                };
+                line(out, "  note", &format!("{} is {whose}", quoted(program)), max);
+            }
+        }
+        Action::Shell(script) => {
+            for (i, part) in script.lines().filter(|l| !l.trim().is_empty()).enumerate() {
+                line(out, if i == 0 { "  runs in sh" } else { "            " }, part, max);
+            }
+        }
+        Action::Claude(c) => {
+            line(out, "  asks claude", &c.prompt, max);
+            let tools =
+                if c.tools.is_empty() { "none beyond what needs no permission".to_owned() } else { c.tools.join(", ") };
+            line(out, "  with tools", &tools, max);
+            let mut bounds = Vec::new();
+            bounds.extend(c.model.as_ref().map(|m| format!("model {m}")));
+            bounds.extend(c.max_turns.map(|n| format!("at most {n} turns")));
+            bounds.extend(c.max_budget_usd.map(|n| format!("at most {n} USD")));
+            if !bounds.is_empty() {
+                line(out, "  bounds", &bounds.join(", "), max);
+            }
+        }
+    }
+}
+
+/// An argument as a shell would want it, so that its borders are visible.
+fn quoted(arg: &str) -> String {
+    let plain = !arg.is_empty()
+        && arg.chars().all(|c| {
+            c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | '=' | ':' | ',' | '+' | '{' | '}' | '@' | '%')
+        });
+    if plain { arg.to_owned() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
+}
+
+fn extras(env: &BTreeMap<String, String>, cwd: Option<&str>, claims: &[String], max: usize, out: &mut String) {
+    for (name, value) in env {
+        line(out, "  with", &format!("{name}={}", quoted(value)), max);
+    }
+    if let Some(cwd) = cwd {
+        line(out, "  in", cwd, max);
+    }
+    if !claims.is_empty() {
+        line(out, "  claims", &claims.join(", "), max);
+    }
+}
+
+fn merge_text(
+    tool: &str,
+    matches: &BTreeMap<String, String>,
+    set: &BTreeMap<String, String>,
+    needs: &str,
+    out: &mut String,
+) {
+    let conditions: Vec<String> = matches.iter().map(|(field, glob)| format!("{field} is like {glob}")).collect();
+    let on = if conditions.is_empty() { String::new() } else { format!(" whose {}", conditions.join(" and ")) };
+    line(out, "merge", &format!("a call of {tool}{on} waits for {needs}"), ALL);
+    for (field, template) in set {
+        line(out, "  then sets", &format!("{field} to {}", quoted(template)), ALL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::ids::RunId;
+    use crate::model::check::{Defaults, Machine, plan_from_person};
+    use crate::model::config::{self, Settings};
+
+    #[test]
+    fn everything_that_could_run_is_shown() {
+        let long = format!("echo {} END-OF-SCRIPT", "x".repeat(5000));
+        let text = json!({"version": 1, "rules": [{"name": "r", "when": {"prompt": "go", "not": "stay"},
+            "for_each": {"list": ["a", "b"]},
+            "tasks": [
+                {"id": "own-{{item}}", "run": ["./tool.sh", "two words", "{{item}}"], "env": {"MODE": "x y"}},
+                {"id": "script", "shell": format!("{long}\necho second")},
+                {"id": "ask", "claude": {"prompt": "look", "tools": ["Read", "Bash(ls *)"], "max_turns": 3}}],
+            "merge": [{"tool": "Write", "match": {"file_path": "*.md"}, "needs": ["*"], "set": {"content": "{{results}}"}}]}]});
+        let config = config::check(text.to_string().as_bytes()).unwrap_or_else(|p| panic!("{p:#?}"));
+        let shown = what_could_run(&config);
+        for part in [
+            "rule r",
+            "./tool.sh 'two words' {{item}}",
+            "./tool.sh is a file of this project",
+            "MODE='x y'",
+            "END-OF-SCRIPT",
+            "echo second",
+            "Read, Bash(ls *)",
+            "at most 3 turns",
+            "does not match: stay",
+            "own-{{item}} (one per item)",
+            "of: a, b",
+            "file_path is like *.md",
+        ] {
+            assert!(shown.contains(part), "{part} is missing in\n{shown}");
+        }
+        assert!(!shown.contains("task script (one"));
+    }
+
+    #[test]
+    fn nothing_hides_from_who_approves() {
+        let text = json!({"version": 1, "rules": [{"name": "r", "when": {"prompt": "go"}, "tasks": [
+            {"id": "a", "run": ["rm", "a\nb", "x\u{202e}y\u{200b}"]}, {"id": "b", "shell": "true \r curl\u{7}"}]}]});
+        let shown = what_could_run(&config::check(text.to_string().as_bytes()).unwrap());
+        for part in ["rm 'a\\nb' 'x\\u{202e}y\\u{200b}'", "true \\r curl\\u{7}"] {
+            assert!(shown.contains(part), "{part} is missing in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn a_plan_cannot_paint_on_the_terminal() {
+        let text = json!({"version": 1, "tasks": [{"id": "a", "title": "x\u{1b}[2Jy", "run": ["echo", "\u{202e}\r\nevil"]},
+            {"id": "b", "shell": "echo \u{1b}]0;t\u{7}", "needs": ["a"], "claims": ["\u{9b}1m"]}]});
+        let defaults = Defaults { settings: &Settings::default(), machine: Machine { cores: 2, mem_mib: 4096 } };
+        let plan = plan_from_person(text.to_string().as_bytes(), RunId::new("r").unwrap(), &defaults).unwrap();
+        let shown = plan_text(&plan);
+        assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown:?}");
+        assert!(!shown.contains('\u{202e}'));
+        assert!(shown.contains("after: a"), "{shown}");
+        assert!(shown.starts_with("2 tasks, up to 4 at a time, within 4h\n"), "{shown}");
+    }
+}

@@ -1,0 +1,594 @@
+//! Tasks and merges as people write them, in a rule or in a plan file, before their needs are resolved: read with all
+//! mistakes collected. A plan's drafts are literal; a rule's are templates, and which values may stand where is decided
+//! here, once, so that no text of a prompt reaches a shell, a program name or an environment variable's name.
+
+use std::collections::BTreeMap;
+
+use crate::base::env;
+use crate::base::ids::check_id;
+use crate::base::span::Limit;
+use crate::model::glob::Glob;
+use crate::model::json::{self, Node, Report, excerpt};
+use crate::model::plan::{Action, Backoff, ClaudeTask};
+use crate::model::template;
+
+/// Keys of a task.
+pub const TASK_KEYS: &[&str] = &[
+    "id",
+    "title",
+    "run",
+    "shell",
+    "claude",
+    "needs",
+    "claims",
+    "timeout",
+    "retries",
+    "backoff",
+    "allow_failure",
+    "summary",
+    "env",
+    "cwd",
+    "priority",
+];
+
+/// Keys of a task that belong to the format, but not to this version.
+pub const TASK_LATER: &[&str] = &["resources", "critical", "signals", "isolate"];
+
+/// Keys of a task's `claude`.
+pub const CLAUDE_KEYS: &[&str] = &["prompt", "model", "tools", "max_turns", "max_budget_usd", "schema"];
+
+/// Keys of a task's `backoff`.
+pub const BACKOFF_KEYS: &[&str] = &["initial", "max", "factor"];
+
+/// Keys of an entry of `merge`.
+pub const MERGE_KEYS: &[&str] = &["tool", "match", "needs", "set"];
+
+/// The values a task made from an item can use.
+pub const ITEM_NAMES: &[&str] = &["item", "item.name", "item.stem", "item.dir", "item.ext", "index"];
+
+/// The values every task of a rule can use.
+pub const PROMPT_NAMES: &[&str] = &["prompt", "prompt_file"];
+
+/// The longest argument or environment value, in bytes: the kernel's limit for one string is 128 KiB.
+pub const MAX_STRING: usize = 128 * 1024 - 1;
+
+/// Where a draft stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// In a plan: everything is literal.
+    Plan,
+    /// In a rule: templates; `each` if the rule has `for_each`.
+    Rule {
+        /// Whether there are items.
+        each: bool,
+    },
+}
+
+/// How much is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Everything, compiling every regex.
+    Full,
+    /// All but what costs a regex compilation: for bytes that were checked fully when they were approved.
+    Quick,
+}
+
+/// A task as it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskDraft {
+    /// The id or its template; empty if it is missing.
+    pub id: String,
+    /// For people.
+    pub title: Option<String>,
+    /// What it does; an empty `run` if that is missing.
+    pub action: Action,
+    /// Ids, templates of ids, or globs over ids.
+    pub needs: Vec<String>,
+    /// Files or globs.
+    pub claims: Vec<String>,
+    /// Instead of the config's `limits.task_timeout`.
+    pub timeout: Option<Limit>,
+    /// Instead of the config's `limits.retries`.
+    pub retries: Option<u32>,
+    /// Pause before a further attempt.
+    pub backoff: Option<Backoff>,
+    /// Whether others go on when it failed.
+    pub allow_failure: bool,
+    /// A regex over the output.
+    pub summary: Option<String>,
+    /// Variables.
+    pub env: BTreeMap<String, String>,
+    /// Where it runs.
+    pub cwd: Option<String>,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Only in a plan that cpw wrote: the item it was made from.
+    pub item: Option<String>,
+}
+
+impl TaskDraft {
+    /// Whether the task is made once per item of `for_each`: a field uses an item template, or a script, argument or
+    /// variable mentions `CPW_ITEM`. Other tasks of such a rule are made once, like a summary of all.
+    pub fn is_per_item(&self) -> bool {
+        let templated = |s: &String| uses_item(s);
+        let all = |s: &String| uses_item(s) || s.contains(env::ITEM);
+        templated(&self.id)
+            || self.title.iter().any(templated)
+            || self.needs.iter().any(templated)
+            || self.claims.iter().any(templated)
+            || self.cwd.iter().any(templated)
+            || self.env.values().any(all)
+            || match &self.action {
+                Action::Run(argv) => argv.iter().any(all),
+                Action::Shell(script) => script.contains(env::ITEM),
+                Action::Claude(c) => templated(&c.prompt),
+            }
+    }
+}
+
+/// A merge as it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MergeDraft {
+    /// The tool's name.
+    pub tool: String,
+    /// Per input field a glob.
+    pub matches: BTreeMap<String, String>,
+    /// Ids, templates of ids, or globs over ids.
+    pub needs: Vec<String>,
+    /// Per input field a template.
+    pub set: BTreeMap<String, String>,
+}
+
+impl MergeDraft {
+    /// Whether the merge is made once per item: what it matches or needs, or puts in, uses an item template.
+    pub fn is_per_item(&self) -> bool {
+        self.matches.values().chain(&self.needs).chain(self.set.values()).any(|s| uses_item(s))
+    }
+}
+
+fn uses_item(s: &str) -> bool {
+    template::names(s).any(|n| ITEM_NAMES.contains(&n))
+}
+
+/// Checks that a template uses only values that exist where it stands.
+fn template_names(n: &Node<'_>, s: &str, r: &mut Report, scope: Scope, prompt: bool, more: &dyn Fn(&str) -> bool) {
+    let Scope::Rule { each } = scope else {
+        return;
+    };
+    for name in template::names(s) {
+        let item = ITEM_NAMES.contains(&name);
+        if more(name) || (item && each) || (prompt && PROMPT_NAMES.contains(&name)) {
+            continue;
+        }
+        let shown = excerpt(name);
+        if item {
+            n.wrong_hint(
+                r,
+                format!("uses {{{{{shown}}}}}, but the rule has no for_each"),
+                "add \"for_each\": \"files\"",
+            );
+        } else if PROMPT_NAMES.contains(&name) {
+            n.wrong_hint(
+                r,
+                format!("{{{{{shown}}}}} cannot be used here"),
+                "text of a prompt belongs into run, claude.prompt or env",
+            );
+        } else {
+            let known: Vec<&str> = ITEM_NAMES.iter().chain(PROMPT_NAMES).copied().collect();
+            let hint = r.did_you_mean(name, known.iter().copied()).unwrap_or_else(|| {
+                format!("known here: {}; a plain '{{' before a name is written {{{{{{}}}}", known.join(", "))
+            });
+            n.wrong_hint(r, format!("uses the unknown template {{{{{shown}}}}}"), hint);
+        }
+    }
+}
+
+const NOTHING_MORE: &dyn Fn(&str) -> bool = &|_| false;
+
+/// Reads `tasks`.
+pub fn tasks(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> Vec<TaskDraft> {
+    n.array(r).map(|n| task(&n, r, scope, depth)).collect()
+}
+
+fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
+    let mut out = TaskDraft {
+        id: String::new(),
+        title: None,
+        action: Action::Run(Vec::new()),
+        needs: Vec::new(),
+        claims: Vec::new(),
+        timeout: None,
+        retries: None,
+        backoff: None,
+        allow_failure: false,
+        summary: None,
+        env: BTreeMap::new(),
+        cwd: None,
+        priority: 0,
+        item: None,
+    };
+    if scope == Scope::Plan {
+        out.item = n.field("item", r, |n, r| n.string(r).map(str::to_owned));
+        let with_item: Vec<&str> = TASK_KEYS.iter().copied().chain(["item"]).collect();
+        if !n.keys(r, &with_item, TASK_LATER) {
+            return out;
+        }
+    } else if !n.keys(r, TASK_KEYS, TASK_LATER) {
+        return out;
+    }
+    match n.get("id") {
+        Some(id) => out.id = task_id(&id, r, scope).unwrap_or_default(),
+        None => n.wrong_hint(r, "has no id", "add \"id\": \"build\""),
+    }
+    out.title = n.field("title", r, |n, r| templated(n, r, scope, true));
+    if let Some(action) = action(n, r, scope) {
+        out.action = action;
+    }
+    out.needs = n.field("needs", r, |n, r| Some(needs(n, r, scope))).unwrap_or_default();
+    out.claims = n.field("claims", r, |n, r| Some(claims(n, r, scope))).unwrap_or_default();
+    out.timeout = n.field("timeout", r, json::limit);
+    out.retries = n.field("retries", r, |n, r| n.integer(r, 0..=100));
+    out.backoff = n.field("backoff", r, backoff);
+    out.allow_failure = n.field("allow_failure", r, json::boolean).unwrap_or(false);
+    out.summary = n.field("summary", r, |n, r| regex(n, r, depth));
+    out.env = n.field("env", r, |n, r| Some(environment(n, r, scope))).unwrap_or_default();
+    out.cwd = n.field("cwd", r, |n, r| {
+        let s = n.text(r)?;
+        template_names(n, s, r, scope, false, NOTHING_MORE);
+        Some(s.to_owned())
+    });
+    out.priority = n.field("priority", r, |n, r| n.integer(r, -1000..=1000)).unwrap_or(0);
+    out
+}
+
+/// A non-empty text that may hold templates.
+fn templated(n: &Node<'_>, r: &mut Report, scope: Scope, prompt: bool) -> Option<String> {
+    let s = n.text(r)?;
+    template_names(n, s, r, scope, prompt, NOTHING_MORE);
+    Some(s.to_owned())
+}
+
+fn task_id(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<String> {
+    let s = n.text(r)?;
+    let is_template = template::names(s).next().is_some();
+    if is_template && scope == Scope::Plan {
+        let what = format!("\"{}\" is a template", excerpt(s));
+        n.wrong_hint(r, what, "templates are for the rules of .claude/cpw.json; a plan names each task");
+        return None;
+    }
+    template_names(n, s, r, scope, false, NOTHING_MORE);
+    // The text around the values has to fit the alphabet; values are folded into it.
+    let probe = template::fill(s, |_| Some("x".into()));
+    if let Err(e) = check_id(&probe) {
+        n.wrong_hint(r, format!("\"{}\" {e}", excerpt(s)), "an id looks like build-api");
+        return None;
+    }
+    Some(s.to_owned())
+}
+
+fn action(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<Action> {
+    let run = n.get("run");
+    let shell = n.get("shell");
+    let claude = n.get("claude");
+    let given = usize::from(run.is_some()) + usize::from(shell.is_some()) + usize::from(claude.is_some());
+    if given != 1 {
+        let what = if given == 0 {
+            "does nothing: it has no run, shell or claude"
+        } else {
+            "has more than one of run, shell and claude"
+        };
+        n.wrong_hint(r, what, "give exactly one: \"run\": [\"make\", \"test\"]");
+    }
+    let run = run.and_then(|n| argv(&n, r, scope));
+    let shell = shell.and_then(|n| script(&n, r, scope));
+    let claude = claude.and_then(|n| claude_task(&n, r, scope));
+    run.map(Action::Run).or(shell.map(Action::Shell)).or(claude.map(Action::Claude))
+}
+
+fn argv(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<Vec<String>> {
+    if n.value().is_string() {
+        let hint = "write [\"make\", \"test\"], or use \"shell\" for a script";
+        n.wrong_hint(r, "is a string, must be an array: a program and its arguments", hint);
+        return None;
+    }
+    let mut out = Vec::new();
+    for (i, n) in n.array(r).enumerate() {
+        let Some(s) = n.string(r) else {
+            continue;
+        };
+        if i == 0 && s.trim().is_empty() {
+            n.wrong(r, "is empty, must be the name of a program");
+        }
+        if i == 0 && scope != Scope::Plan && template::names(s).next().is_some() {
+            n.wrong_hint(
+                r,
+                "the program must not come from a template",
+                "name the program here, so that its user can approve it",
+            );
+        }
+        if s.len() > MAX_STRING {
+            n.wrong_hint(
+                r,
+                format!("is {} bytes long, more than a program can be given", s.len()),
+                "put it into a file",
+            );
+        }
+        template_names(&n, s, r, scope, true, NOTHING_MORE);
+        if scope != Scope::Plan && is_code(&out) && template::names(s).next().is_some() {
+            let hint =
+                "write [\"sh\", \"-c\", \"wc \\\"$1\\\"\", \"sh\", \"{{item}}\"], or use \"shell\" with \"$CPW_ITEM\"";
+            n.wrong_hint(r, "a template cannot be used in code: its text would be run as commands", hint);
+        }
+        out.push(s.to_owned());
+    }
+    if out.is_empty() && n.value().as_array().is_some_and(Vec::is_empty) {
+        n.wrong_hint(r, "is empty", "give a program and its arguments: [\"make\", \"test\"]");
+        return None;
+    }
+    Some(out)
+}
+
+/// Whether the argument after these is code for an interpreter, as in `sh -c`, also behind `env`, `timeout` and the like.
+fn is_code(before: &[String]) -> bool {
+    const INTERPRETERS: [&str; 13] =
+        ["sh", "bash", "dash", "zsh", "ksh", "fish", "busybox", "python", "perl", "ruby", "node", "php", "lua"];
+    let Some((flag, programs)) = before.split_last() else {
+        return false;
+    };
+    let short = flag.strip_prefix('-').filter(|f| !f.is_empty() && f.bytes().all(|b| b.is_ascii_alphabetic()));
+    let takes_code = short.is_some_and(|f| f.ends_with(['c', 'e', 'r'])) || flag == "--eval" || flag == "--command";
+    // Between the interpreter and this flag stand only other flags, and the value of `-o`.
+    let mut back = programs.iter().rev().skip_while(|p| p.starts_with('-'));
+    let mut program = back.next();
+    if back.next().is_some_and(|p| p == "-o") {
+        program = back.find(|p| !p.starts_with('-'));
+    }
+    takes_code
+        && program.is_some_and(|p| {
+            let name = p.rsplit('/').next().unwrap_or_default();
+            INTERPRETERS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.'))
+        })
+}
+
+fn script(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<String> {
+    let s = n.text(r)?;
+    if s.len() > MAX_STRING {
+        n.wrong_hint(r, format!("is {} bytes long, more than a shell can be given", s.len()), "put it into a file");
+    }
+    if scope != Scope::Plan {
+        for name in template::names(s).filter(|n| ITEM_NAMES.contains(n) || PROMPT_NAMES.contains(n)) {
+            let hint = if name.starts_with("prompt") {
+                "use \"$CPW_PROMPT_FILE\", with the double quotes"
+            } else {
+                "use \"$CPW_ITEM\", with the double quotes"
+            };
+            let what = format!("{{{{{name}}}}} cannot be used in a script: its text would be run as commands");
+            n.wrong_hint(r, what, hint);
+        }
+    }
+    Some(s.to_owned())
+}
+
+fn claude_task(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<ClaudeTask> {
+    if !n.keys(r, CLAUDE_KEYS, &[]) {
+        return None;
+    }
+    let prompt = if let Some(n) = n.get("prompt") {
+        templated(&n, r, scope, true)
+    } else {
+        n.wrong(r, "has no prompt");
+        None
+    };
+    let plain = |n: &Node<'_>, r: &mut Report| {
+        let s = n.text(r)?;
+        if s.starts_with('-') {
+            n.wrong(r, "must not begin with '-'");
+        }
+        Some(s.to_owned())
+    };
+    let model = n.field("model", r, plain);
+    let tools = n.field("tools", r, |n, r| Some(n.array(r).filter_map(|n| plain(&n, r)).collect::<Vec<_>>()));
+    let max_turns = n.field("max_turns", r, |n, r| n.integer(r, 1..=10_000));
+    let max_budget_usd = n.field("max_budget_usd", r, json::positive);
+    let schema = n.field("schema", r, |n, r| n.object(r).then(|| n.value().clone()));
+    Some(ClaudeTask { prompt: prompt?, model, tools: tools.unwrap_or_default(), max_turns, max_budget_usd, schema })
+}
+
+/// Reads `needs`; what they name is resolved later, when all ids are known.
+fn needs(n: &Node<'_>, r: &mut Report, scope: Scope) -> Vec<String> {
+    let mut out = Vec::new();
+    for n in n.array(r) {
+        // Positions stay those of the file, so that later problems name the right element.
+        let s = n.text(r).unwrap_or_default();
+        let plain = template::fill(s, |_| Some("x".into()));
+        if s.is_empty() {
+            // Already reported.
+        } else if let Some(at) = plain.find(['@', '?']).filter(|at| plain[..*at].bytes().all(is_id_byte)) {
+            let what = if plain[at..].starts_with('@') { "a need of a checkpoint" } else { "a need of a verdict" };
+            // `build-?` is a glob; `deploy?proceed` is a verdict.
+            if plain[at..].starts_with('@') || plain[at + 1..].starts_with(|c: char| c.is_ascii_alphabetic()) {
+                n.wrong_hint(r, format!("{what} is not supported by this version of cpw"), "need the whole task");
+                out.push(String::new());
+                continue;
+            }
+        } else if let Err(e) = Glob::text(&plain) {
+            n.wrong(r, format!("\"{}\" {e}", excerpt(s)));
+        }
+        template_names(&n, s, r, scope, false, NOTHING_MORE);
+        out.push(s.to_owned());
+    }
+    out
+}
+
+fn is_id_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-')
+}
+
+fn claims(n: &Node<'_>, r: &mut Report, scope: Scope) -> Vec<String> {
+    let mut out = Vec::new();
+    for n in n.array(r) {
+        let Some(s) = n.text(r) else {
+            continue;
+        };
+        template_names(&n, s, r, scope, false, NOTHING_MORE);
+        let s = s.strip_prefix("./").unwrap_or(s);
+        let probe = if scope == Scope::Plan { s.to_owned() } else { template::fill(s, |_| Some("x".into())) };
+        if let Err(e) = Glob::path(&probe) {
+            n.wrong(r, format!("\"{}\" {e}", excerpt(s)));
+        }
+        out.push(s.to_owned());
+    }
+    out
+}
+
+fn backoff(n: &Node<'_>, r: &mut Report) -> Option<Backoff> {
+    let default = Backoff::default();
+    if n.value().is_string() {
+        let initial = n.span(r, None)?;
+        return Some(Backoff { initial, max: default.max.max(initial), factor: default.factor });
+    }
+    if !n.value().is_object() {
+        n.wrong_hint(
+            r,
+            "must be a duration like \"5s\", or an object",
+            "{\"initial\": \"1s\", \"max\": \"60s\", \"factor\": 2}",
+        );
+        return None;
+    }
+    n.keys(r, BACKOFF_KEYS, &[]);
+    let initial = n.field("initial", r, |n, r| n.span(r, None)).unwrap_or(default.initial);
+    let max = n.field("max", r, |n, r| n.span(r, None));
+    if max.is_some_and(|max| max < initial) {
+        n.wrong(r, "max is shorter than initial");
+    }
+    let factor = n.field("factor", r, |n, r| n.integer(r, 1..=100)).unwrap_or(default.factor);
+    Some(Backoff { initial, max: max.unwrap_or(default.max.max(initial)), factor })
+}
+
+fn environment(n: &Node<'_>, r: &mut Report, scope: Scope) -> BTreeMap<String, String> {
+    if !n.object(r) {
+        return BTreeMap::new();
+    }
+    let mut out = BTreeMap::new();
+    for (name, n) in n.entries() {
+        if !env::may_set(name) {
+            let hint = "PATH, LD_*, DYLD_*, ANTHROPIC_*, CLAUDE* and CPW_* belong to the user, the client and cpw";
+            n.wrong_hint(r, "may not be set by a project", hint);
+        }
+        if let Some(s) = n.string(r) {
+            template_names(&n, s, r, scope, true, NOTHING_MORE);
+            if s.len() > MAX_STRING {
+                n.wrong_hint(
+                    r,
+                    format!("is {} bytes long, more than a program can be given", s.len()),
+                    "put it into a file",
+                );
+            }
+            out.insert(name.to_owned(), s.to_owned());
+        }
+    }
+    out
+}
+
+/// The largest size of a compiled regex, in bytes.
+const REGEX_BYTES: usize = 2 << 20;
+
+/// Compiles a regex with bounds on its size and nesting.
+pub fn compile(pattern: &str) -> Result<regex::Regex, regex::Error> {
+    regex::RegexBuilder::new(pattern).size_limit(REGEX_BYTES).dfa_size_limit(REGEX_BYTES).nest_limit(64).build()
+}
+
+/// A regex, checked by compiling it where that is asked for.
+pub fn regex(n: &Node<'_>, r: &mut Report, depth: Depth) -> Option<String> {
+    let s = n.string(r)?;
+    if s.is_empty() {
+        n.wrong(r, "is empty");
+        return None;
+    }
+    if depth == Depth::Full
+        && let Err(e) = compile(s)
+    {
+        let why = match e {
+            regex::Error::CompiledTooBig(_) => "is too large when compiled".to_owned(),
+            // The first lines of the message draw the pattern; the last one says why.
+            e => format!(
+                "is not a regex: {}",
+                excerpt(e.to_string().lines().last().unwrap_or_default().trim_start_matches("error: "))
+            ),
+        };
+        n.wrong_hint(r, why, "look-around and back-references are not supported; '\\' is written \"\\\\\" in JSON");
+    }
+    Some(s.to_owned())
+}
+
+/// Reads `merge`.
+pub fn merges(n: &Node<'_>, r: &mut Report, scope: Scope) -> Vec<MergeDraft> {
+    n.array(r).map(|n| merge(&n, r, scope)).collect()
+}
+
+fn merge(n: &Node<'_>, r: &mut Report, scope: Scope) -> MergeDraft {
+    let mut out = MergeDraft { tool: String::new(), matches: BTreeMap::new(), needs: Vec::new(), set: BTreeMap::new() };
+    if !n.keys(r, MERGE_KEYS, &[]) {
+        return out;
+    }
+    match n.get("tool") {
+        None => n.wrong_hint(r, "has no tool", "add \"tool\": \"Write\""),
+        Some(n) => {
+            let tool = n.text(r).unwrap_or_default();
+            if !tool.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')) {
+                let what = format!("\"{}\" is not the name of one tool", excerpt(tool));
+                n.wrong_hint(r, what, "write one entry per tool");
+            }
+            tool.clone_into(&mut out.tool);
+        }
+    }
+    if let Some(n) = n.get("match")
+        && n.object(r)
+    {
+        for (field, n) in n.entries() {
+            if let Some(s) = n.text(r) {
+                template_names(&n, s, r, scope, false, NOTHING_MORE);
+                let probe = if scope == Scope::Plan { s.to_owned() } else { template::fill(s, |_| Some("x".into())) };
+                if let Err(e) = Glob::text(&probe) {
+                    n.wrong(r, format!("\"{}\" {e}", excerpt(s)));
+                }
+                out.matches.insert(field.to_owned(), s.to_owned());
+            }
+        }
+    }
+    match n.get("needs") {
+        Some(n) => {
+            out.needs = needs(&n, r, scope);
+            if n.value().as_array().is_some_and(Vec::is_empty) {
+                n.wrong(r, "is empty: there is nothing to wait for");
+            }
+        }
+        None => n.wrong_hint(r, "has no needs", "name the tasks whose results it waits for: \"needs\": [\"*\"]"),
+    }
+    if let Some(n) = n.get("set")
+        && n.object(r)
+    {
+        for (field, n) in n.entries() {
+            if let Some(s) = n.string(r) {
+                set_names(&n, s, r, scope);
+                out.set.insert(field.to_owned(), s.to_owned());
+            }
+        }
+    }
+    out
+}
+
+/// Checks the names in a template of `set`; ids in them are checked when all are known.
+fn set_names(n: &Node<'_>, s: &str, r: &mut Report, scope: Scope) {
+    let late = |name: &str| {
+        name == "results" || ["result.", "path.", "input."].iter().any(|p| name.len() > p.len() && name.starts_with(p))
+    };
+    if scope != Scope::Plan {
+        template_names(n, s, r, scope, true, &late);
+        return;
+    }
+    for name in template::names(s).filter(|name| !late(name)) {
+        let what = format!("uses the unknown template {{{{{}}}}}", excerpt(name));
+        n.wrong_hint(r, what, "known here: results, result.ID, path.ID, input.FIELD");
+    }
+}
