@@ -11,6 +11,7 @@ pub mod glob;
 pub mod json;
 pub mod plan;
 pub mod schema;
+pub mod settings;
 pub mod starter;
 pub mod template;
 pub mod words;
