@@ -16,4 +16,5 @@
 compile_error!("cpw needs flock, FIFOs and process groups: on Windows build and run it inside WSL 2");
 
 pub mod base;
+pub mod logic;
 pub mod model;

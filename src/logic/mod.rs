@@ -1,0 +1,9 @@
+//! What follows from what is written: the state of a run as a fold of its events, what to do next, and what the session
+//! is told. Pure: no file, clock or process; the same functions run in hooks, workers, commands and tests.
+
+pub mod conductor;
+pub mod sched;
+#[cfg(test)]
+pub(crate) mod simulation;
+pub mod state;
+pub mod view;

@@ -1,0 +1,225 @@
+//! What to do next: which events follow from the state, which task starts, how many workers are wanted. Pure functions of
+//! the state and a few facts about the world; the caller holds the lock, so that what is decided is still true when it is
+//! written.
+
+use crate::base::ids::{TaskId, WorkerNo};
+use crate::logic::state::State;
+use crate::logic::view::Phase;
+use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
+use crate::model::plan::Plan;
+
+/// What the caller knows of the world.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// `CLOCK_MONOTONIC` in milliseconds.
+    pub now_ms: u64,
+    /// The boot that the clock belongs to.
+    pub boot_id: &'a str,
+    /// Workers that are dead and whose tasks have no process left.
+    pub dead: &'a [WorkerNo],
+}
+
+/// Why a run may start nothing any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The machine was started anew since.
+    Rebooted,
+    /// Its time limit is over.
+    OutOfTime,
+    /// Its budget is spent.
+    OutOfBudget,
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+impl Stopped {
+    fn because(self) -> &'static str {
+        match self {
+            Stopped::Rebooted => "interrupted: the machine was restarted",
+            Stopped::OutOfTime => "interrupted: the run's time limit is over",
+            Stopped::OutOfBudget => "the run's budget is spent",
+            Stopped::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Whether, and why, no attempt may begin any more.
+pub fn stopped(state: &State, plan: &Plan, facts: Facts<'_>) -> Option<Stopped> {
+    if state.view.cancelled {
+        return Some(Stopped::Cancelled);
+    }
+    if state.view.boot_id != facts.boot_id {
+        return Some(Stopped::Rebooted);
+    }
+    if run_deadline(state, plan).is_some_and(|d| facts.now_ms >= d) {
+        return Some(Stopped::OutOfTime);
+    }
+    if plan.limits.max_budget_usd.is_some_and(|max| state.spent_usd >= max) {
+        return Some(Stopped::OutOfBudget);
+    }
+    None
+}
+
+/// When the run's time is over, `CLOCK_MONOTONIC` in milliseconds on the run's boot.
+pub fn run_deadline(state: &State, plan: &Plan) -> Option<u64> {
+    plan.limits.run_timeout.0.map(|limit| state.since_ms.saturating_add(limit.as_ms()))
+}
+
+/// When attempt time is over for task `i` which began at `since_ms`: the nearer of its own limit and the run's.
+pub fn attempt_deadline(state: &State, plan: &Plan, i: usize, since_ms: u64) -> Option<u64> {
+    let own = plan.tasks[i].timeout.0.map(|limit| since_ms.saturating_add(limit.as_ms()));
+    match (own, run_deadline(state, plan)) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The events that follow from the state as it is. The caller writes and applies them and asks again, until nothing
+/// follows; each round makes the set of open tasks smaller, so that it ends.
+pub fn consequences(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
+    if state.view.ended.is_some() || state.view.schema == 0 {
+        return Vec::new();
+    }
+    let mut out = lost_workers(state, plan, facts);
+    if out.is_empty() {
+        out = closed_tasks(state, plan, facts);
+    }
+    if out.is_empty() && state.view.counts.open() == 0 {
+        out.push(Draft::run(Body::RunEnded(verdict(state, plan, facts))));
+    }
+    out
+}
+
+fn lost_workers(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
+    let mut out = Vec::new();
+    let rebooted = state.view.boot_id != facts.boot_id;
+    let is_dead = |w: WorkerNo| rebooted || facts.dead.contains(&w);
+    let why = if rebooted { "the machine was restarted" } else { "the worker died" };
+    for &i in &state.running {
+        let Some(open) = &state.tasks[i].open else { continue };
+        if is_dead(open.worker) {
+            let retry_at = retry_at(state, plan, i, facts);
+            let body =
+                Body::Lost(Ended { reason: why.into(), will_retry: retry_at.is_some(), retry_at, ..Ended::default() });
+            out.push(Draft::attempt(Some(open.worker), &plan.tasks[i].id, open.number, body));
+        }
+    }
+    for &n in state.view.workers.keys() {
+        if is_dead(WorkerNo(n)) {
+            out.push(Draft::worker(WorkerNo(n), Body::WorkerLost(Reason { reason: why.into() })));
+        }
+    }
+    out
+}
+
+fn closed_tasks(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
+    let mut out = Vec::new();
+    let cancelled =
+        |id: &TaskId| Draft::task(id, Body::Cancelled(Ended { reason: "cancelled".into(), ..Ended::default() }));
+    let skipped = |id: &TaskId, because: String| Draft::task(id, Body::Skipped(Skipped { because }));
+    if let Some(why) = stopped(state, plan, facts) {
+        for (i, task) in state.tasks.iter().enumerate() {
+            if task.phase.is_final() || task.open.is_some() {
+                continue;
+            }
+            let id = &plan.tasks[i].id;
+            out.push(match why {
+                Stopped::Cancelled => cancelled(id),
+                Stopped::Rebooted | Stopped::OutOfTime | Stopped::OutOfBudget => skipped(id, why.because().into()),
+            });
+        }
+        return out;
+    }
+    out.extend(state.cancels.iter().filter(|&&i| state.tasks[i].open.is_none()).map(|&i| cancelled(&plan.tasks[i].id)));
+    if !out.is_empty() || state.doomed.is_empty() {
+        return out;
+    }
+    // Everything behind a task that failed goes in the same write, each task once and with the nearest cause.
+    let mut seen = vec![false; state.tasks.len()];
+    let mut queue: Vec<(usize, usize)> = state.doomed.iter().map(|(&i, &cause)| (i, cause)).collect();
+    let mut next = 0;
+    while next < queue.len() {
+        let (i, cause) = queue[next];
+        next += 1;
+        if std::mem::replace(&mut seen[i], true) || state.tasks[i].phase.is_final() || state.tasks[i].open.is_some() {
+            continue;
+        }
+        out.push(skipped(&plan.tasks[i].id, plan.tasks[cause].id.to_string()));
+        queue.extend(state.dependents_of(i).iter().map(|&d| (d, i)));
+    }
+    out
+}
+
+fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
+    let counts = state.view.counts;
+    let bad = |i: usize| matches!(state.tasks[i].phase, Phase::Failed | Phase::TimedOut | Phase::Lost);
+    let failed: Vec<&str> = (0..state.tasks.len())
+        .filter(|&i| bad(i) && !plan.tasks[i].allow_failure)
+        .map(|i| plan.tasks[i].id.as_str())
+        .collect();
+    let halted = stopped(state, plan, facts).filter(|_| counts.skipped + counts.cancelled > 0);
+    let (status, reason) = if state.view.cancelled || (counts.cancelled > 0 && failed.is_empty()) {
+        (Verdict::Cancelled, "cancelled".to_owned())
+    } else if let Some(why) = halted {
+        (Verdict::Failed, why.because().to_owned())
+    } else if let Some(first) = failed.first() {
+        let more = failed.len() - 1;
+        (Verdict::Failed, if more == 0 { format!("{first} failed") } else { format!("{first} and {more} more failed") })
+    } else {
+        (Verdict::Ok, "all tasks are done".to_owned())
+    };
+    RunEnded {
+        status,
+        reason,
+        done: counts.done,
+        failed: counts.failed,
+        skipped: counts.skipped,
+        cancelled: counts.cancelled,
+    }
+}
+
+/// When task `i`, whose open attempt has just failed, may be tried again; `None` if that was its last attempt.
+pub fn retry_at(state: &State, plan: &Plan, i: usize, facts: Facts<'_>) -> Option<u64> {
+    let task = &state.tasks[i];
+    if state.cancels.contains(&i) || task.attempts > plan.tasks[i].retries || stopped(state, plan, facts).is_some() {
+        return None;
+    }
+    Some(facts.now_ms.saturating_add(plan.tasks[i].backoff.after(task.attempts).as_ms()))
+}
+
+/// The task that a free worker takes next, with the number of the attempt.
+pub fn next_task(state: &State, plan: &Plan, facts: Facts<'_>) -> Option<(usize, u32)> {
+    if state.view.ended.is_some() || stopped(state, plan, facts).is_some() {
+        return None;
+    }
+    if state.running.len() >= state.max_workers as usize {
+        return None;
+    }
+    // A task whose pause is over goes before a new one: it is older.
+    let due = state.retrying.first().filter(|(at, _)| *at <= facts.now_ms).map(|&(_, i)| i);
+    let i = due.or_else(|| state.ready.first().map(|&(_, i)| i))?;
+    Some((i, state.tasks[i].attempts + 1))
+}
+
+/// Workers to start, so that everything that is ready can run.
+pub fn workers_wanted(state: &State, plan: &Plan, facts: Facts<'_>) -> u32 {
+    if state.view.ended.is_some() || stopped(state, plan, facts).is_some() {
+        return 0;
+    }
+    let due = state.retrying.iter().take_while(|(at, _)| *at <= facts.now_ms).count();
+    let useful = state.running.len() + state.ready.len() + due;
+    let target = u32::try_from(useful).unwrap_or(u32::MAX).min(state.max_workers);
+    target.saturating_sub(u32::try_from(state.view.workers.len()).unwrap_or(u32::MAX))
+}
+
+/// The next moment at which something becomes possible by time alone, `CLOCK_MONOTONIC` in milliseconds.
+pub fn next_moment(state: &State, plan: &Plan) -> Option<u64> {
+    if state.view.ended.is_some() {
+        return None;
+    }
+    let retry = state.retrying.first().map(|(at, _)| *at);
+    match (retry, run_deadline(state, plan)) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

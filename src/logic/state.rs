@@ -1,0 +1,369 @@
+//! The whole state of a run as a fold of its events over its plan: every task with its attempts, what is ready, what is
+//! doomed. Workers and commands use it; hooks use only its [`View`]. Nothing here decides: that is `logic::sched`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::base::ids::{TaskId, WorkerNo};
+use crate::logic::view::{Phase, View};
+use crate::model::event::{Body, Ended, Event, Process, ResultFile, Usage};
+use crate::model::plan::Plan;
+
+/// An attempt that has begun and has no outcome.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub number: u32,
+    /// The sequence number of its `started` event: what a late word must match.
+    pub token: u64,
+    /// Who runs it.
+    pub worker: WorkerNo,
+    /// `CLOCK_MONOTONIC` in milliseconds when it began.
+    pub since_ms: u64,
+    /// Its process, once it exists.
+    pub process: Option<Process>,
+}
+
+/// One task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskState {
+    /// Where it stands.
+    pub phase: Phase,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// The one that is open.
+    pub open: Option<Attempt>,
+    /// Needs that are not met.
+    pub unmet: u32,
+    /// When a further attempt may begin, `CLOCK_MONOTONIC` in milliseconds.
+    pub retry_at: u64,
+    /// Who ran the last attempt.
+    pub worker: Option<WorkerNo>,
+    /// How far it says it is.
+    pub percent: Option<u8>,
+    /// Seconds left, as it estimated last.
+    pub eta_s: Option<u64>,
+    /// When it said so: wall-clock time, for display.
+    pub told: Option<String>,
+    /// The last thing it said it was at.
+    pub note: Option<String>,
+    /// Its line for the session: its own summary, or why it failed.
+    pub line: Option<String>,
+    /// Its result.
+    pub result: Option<ResultFile>,
+    /// Exit code of the last attempt.
+    pub exit: Option<i32>,
+    /// Duration of the last attempt in milliseconds.
+    pub duration_ms: Option<u64>,
+    /// Wall-clock time of the first start and of the last outcome, for display.
+    pub started: Option<String>,
+    /// See `started`.
+    pub ended: Option<String>,
+    /// What all attempts cost together.
+    pub usage: Usage,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// What hooks know.
+    pub view: View,
+    /// Tasks in the order of the plan.
+    pub tasks: Vec<TaskState>,
+    /// Tasks that can start, best first: by priority, then by their place in the plan.
+    pub ready: BTreeSet<(i64, usize)>,
+    /// Tasks that wait for their next attempt, soonest first.
+    pub retrying: BTreeSet<(u64, usize)>,
+    /// Tasks that can never start and are not skipped yet, with the one that made it so.
+    pub doomed: BTreeMap<usize, usize>,
+    /// Tasks that somebody wants cancelled and that are not final.
+    pub cancels: BTreeSet<usize>,
+    /// Attempts that are open.
+    pub running: BTreeSet<usize>,
+    /// Tasks that have not begun and are not final.
+    pub unstarted: usize,
+    /// `CLOCK_MONOTONIC` in milliseconds when the run began.
+    pub since_ms: u64,
+    /// Wall-clock time of the first and of the last event, for display.
+    pub first_ts: String,
+    /// See `first_ts`.
+    pub last_ts: String,
+    /// W3C trace id.
+    pub trace: String,
+    /// Tasks at the same time, at most.
+    pub max_workers: u32,
+    /// US dollars spent.
+    pub spent_usd: f64,
+    index: HashMap<TaskId, usize>,
+    dependents: Vec<Vec<usize>>,
+    priorities: Vec<i64>,
+    tolerant: Vec<bool>,
+}
+
+impl State {
+    /// The state before the first event.
+    pub fn new(plan: &Plan) -> State {
+        let index: HashMap<TaskId, usize> = plan.tasks.iter().enumerate().map(|(i, t)| (t.id.clone(), i)).collect();
+        let mut dependents = vec![Vec::new(); plan.tasks.len()];
+        let mut tasks = Vec::with_capacity(plan.tasks.len());
+        let mut ready = BTreeSet::new();
+        // Higher priority first, and the set's smallest element is taken first.
+        let priorities: Vec<i64> = plan.tasks.iter().map(|t| -i64::from(t.priority)).collect();
+        for (i, task) in plan.tasks.iter().enumerate() {
+            let needs: BTreeSet<usize> = task.needs.iter().filter_map(|n| index.get(n).copied()).collect();
+            for &need in &needs {
+                dependents[need].push(i);
+            }
+            if needs.is_empty() {
+                ready.insert((priorities[i], i));
+            }
+            tasks.push(TaskState {
+                phase: if needs.is_empty() { Phase::Ready } else { Phase::Waiting },
+                attempts: 0,
+                open: None,
+                unmet: u32::try_from(needs.len()).unwrap_or(u32::MAX),
+                retry_at: 0,
+                worker: None,
+                percent: None,
+                eta_s: None,
+                told: None,
+                note: None,
+                line: None,
+                result: None,
+                exit: None,
+                duration_ms: None,
+                started: None,
+                ended: None,
+                usage: Usage::default(),
+            });
+        }
+        State {
+            view: View::new(plan),
+            unstarted: tasks.len(),
+            tasks,
+            ready,
+            retrying: BTreeSet::new(),
+            doomed: BTreeMap::new(),
+            cancels: BTreeSet::new(),
+            running: BTreeSet::new(),
+            since_ms: 0,
+            first_ts: String::new(),
+            last_ts: String::new(),
+            trace: String::new(),
+            max_workers: plan.limits.max_workers,
+            spent_usd: 0.0,
+            index,
+            dependents,
+            priorities,
+            tolerant: plan.tasks.iter().map(|t| t.allow_failure).collect(),
+        }
+    }
+
+    /// A task's place in the plan.
+    pub fn index_of(&self, task: &TaskId) -> Option<usize> {
+        self.index.get(task).copied()
+    }
+
+    /// The tasks that need task `i` directly.
+    pub fn dependents_of(&self, i: usize) -> &[usize] {
+        &self.dependents[i]
+    }
+
+    /// Applies the next event. Events must come in the order of the log, each once.
+    pub fn apply(&mut self, event: &Event) {
+        self.view.apply(event);
+        self.last_ts.clone_from(&event.ts);
+        if let Body::RunStarted(p) = &event.body {
+            self.first_ts.clone_from(&event.ts);
+            self.since_ms = p.mono_ms;
+            self.trace.clone_from(&p.trace);
+            self.max_workers = p.max_workers;
+            return;
+        }
+        let Some(i) = event.task.as_ref().and_then(|t| self.index_of(t)) else { return };
+        match &event.body {
+            Body::Started(p) => self.begin(i, event, p.mono_ms),
+            Body::Spawned(process) => {
+                if let Some(open) = self.open_attempt(i, event) {
+                    open.process = Some(process.clone());
+                }
+            }
+            Body::Progress(p) => {
+                if self.open_attempt(i, event).is_some() {
+                    let task = &mut self.tasks[i];
+                    if p.percent.is_some() || p.eta_s.is_some() {
+                        task.told = Some(event.ts.clone());
+                    }
+                    task.percent = p.percent.or(task.percent);
+                    task.eta_s = if p.percent.is_some() { p.eta_s } else { p.eta_s.or(task.eta_s) };
+                    if p.note.is_some() {
+                        task.note.clone_from(&p.note);
+                    }
+                    if p.summary.is_some() {
+                        task.line.clone_from(&p.summary);
+                    }
+                }
+            }
+            Body::Done(p) => {
+                if self.open_attempt(i, event).is_none() {
+                    return;
+                }
+                let task = &mut self.tasks[i];
+                task.exit = Some(p.exit);
+                task.duration_ms = Some(p.duration_ms);
+                task.result.clone_from(&p.result);
+                task.line.clone_from(&p.summary);
+                self.charge(i, p.usage);
+                self.close(i, event, Phase::Done);
+                self.satisfy_dependents(i);
+            }
+            Body::Failed(p) => self.end_attempt(i, event, p, Phase::Failed),
+            Body::TimedOut(p) => self.end_attempt(i, event, p, Phase::TimedOut),
+            Body::Lost(p) => self.end_attempt(i, event, p, Phase::Lost),
+            Body::Cancelled(p) => self.end_attempt(i, event, p, Phase::Cancelled),
+            Body::Skipped(p) => {
+                self.tasks[i].line = Some(p.because.clone());
+                self.close(i, event, Phase::Skipped);
+                self.doom_dependents(i);
+            }
+            Body::CancelRequested(_) => {
+                if !self.tasks[i].phase.is_final() {
+                    self.cancels.insert(i);
+                }
+            }
+            Body::RunStarted(_)
+            | Body::WorkerStarted(_)
+            | Body::WorkerExited(_)
+            | Body::WorkerLost(_)
+            | Body::Delivered(_)
+            | Body::Decision(_)
+            | Body::Observed(_)
+            | Body::LogRepaired(_)
+            | Body::RunEnded(_)
+            | Body::Unknown => {}
+        }
+    }
+
+    fn begin(&mut self, i: usize, event: &Event, since_ms: u64) {
+        self.leave_queues(i);
+        let task = &mut self.tasks[i];
+        let number = event.attempt.unwrap_or(task.attempts + 1);
+        task.phase = Phase::Running;
+        task.attempts = number;
+        task.worker = event.worker;
+        task.percent = None;
+        task.eta_s = None;
+        task.told = None;
+        task.note = None;
+        task.line = None;
+        if task.started.is_none() {
+            task.started = Some(event.ts.clone());
+        }
+        task.open = Some(Attempt {
+            number,
+            token: event.seq,
+            worker: event.worker.unwrap_or(WorkerNo(0)),
+            since_ms,
+            process: None,
+        });
+        self.running.insert(i);
+    }
+
+    /// The attempt an event speaks of, if it is the one that is open: the word of an attempt that was given up changes
+    /// nothing.
+    fn open_attempt(&mut self, i: usize, event: &Event) -> Option<&mut Attempt> {
+        self.tasks[i].open.as_mut().filter(|open| event.attempt == Some(open.number))
+    }
+
+    fn end_attempt(&mut self, i: usize, event: &Event, p: &Ended, phase: Phase) {
+        let was_open = self.open_attempt(i, event).is_some();
+        // A task that never began can be cancelled; everything else speaks of an open attempt.
+        if !was_open && (phase != Phase::Cancelled || event.attempt.is_some() || self.tasks[i].phase.is_final()) {
+            return;
+        }
+        let task = &mut self.tasks[i];
+        task.exit = p.exit;
+        task.duration_ms = p.duration_ms;
+        task.line = Some(p.reason.clone());
+        task.result.clone_from(&p.result);
+        self.charge(i, p.usage);
+        if p.will_retry {
+            self.leave_queues(i);
+            let task = &mut self.tasks[i];
+            task.phase = Phase::Retrying;
+            task.open = None;
+            task.retry_at = p.retry_at.unwrap_or(0);
+            let at = task.retry_at;
+            self.retrying.insert((at, i));
+            self.unstarted += 1;
+            return;
+        }
+        self.close(i, event, phase);
+        if self.tolerant[i] && phase != Phase::Cancelled {
+            self.satisfy_dependents(i);
+        } else {
+            self.doom_dependents(i);
+        }
+    }
+
+    fn charge(&mut self, i: usize, usage: Option<Usage>) {
+        if let Some(u) = usage {
+            let sum = &mut self.tasks[i].usage;
+            sum.turns += u.turns;
+            sum.tokens += u.tokens;
+            sum.cost_usd += u.cost_usd;
+            self.spent_usd += u.cost_usd;
+        }
+    }
+
+    fn close(&mut self, i: usize, event: &Event, phase: Phase) {
+        self.leave_queues(i);
+        self.doomed.remove(&i);
+        self.cancels.remove(&i);
+        let task = &mut self.tasks[i];
+        task.phase = phase;
+        task.open = None;
+        task.percent = None;
+        task.eta_s = None;
+        task.ended = Some(event.ts.clone());
+    }
+
+    fn leave_queues(&mut self, i: usize) {
+        let task = &self.tasks[i];
+        match task.phase {
+            Phase::Running => {
+                self.running.remove(&i);
+            }
+            Phase::Ready => {
+                self.ready.remove(&(self.priorities[i], i));
+                self.unstarted -= 1;
+            }
+            Phase::Retrying => {
+                self.retrying.remove(&(task.retry_at, i));
+                self.unstarted -= 1;
+            }
+            Phase::Waiting => self.unstarted -= 1,
+            Phase::Done | Phase::Failed | Phase::TimedOut | Phase::Cancelled | Phase::Lost | Phase::Skipped => {}
+        }
+    }
+
+    fn satisfy_dependents(&mut self, i: usize) {
+        for k in 0..self.dependents[i].len() {
+            let d = self.dependents[i][k];
+            let task = &mut self.tasks[d];
+            task.unmet = task.unmet.saturating_sub(1);
+            if task.unmet == 0 && task.phase == Phase::Waiting {
+                task.phase = Phase::Ready;
+                self.ready.insert((self.priorities[d], d));
+            }
+        }
+    }
+
+    fn doom_dependents(&mut self, i: usize) {
+        for k in 0..self.dependents[i].len() {
+            let d = self.dependents[i][k];
+            if !self.tasks[d].phase.is_final() {
+                self.doomed.entry(d).or_insert(i);
+            }
+        }
+    }
+}

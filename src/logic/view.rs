@@ -1,0 +1,552 @@
+//! The part of a run's state that hooks need: live claims, open attempts, undelivered news, merges, live workers. It is a
+//! fold of its own, so that a hook can take it from the index and apply only the events that came after; its size is
+//! bounded by what is live, not by the length of the log. The whole state, with every task, is `logic::state`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::ids::{RunId, SessionId, TaskId, WorkerNo};
+use crate::model::event::{Answer, Body, Ended, Event, Process, Started, Verdict};
+use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
+
+/// Where a task stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Something it needs is not there yet.
+    Waiting,
+    /// It can start.
+    Ready,
+    /// An attempt is open.
+    Running,
+    /// An attempt failed, a further one comes.
+    Retrying,
+    /// It succeeded.
+    Done,
+    /// It failed for good.
+    Failed,
+    /// Its last attempt was ended at its time limit.
+    TimedOut,
+    /// It was cancelled.
+    Cancelled,
+    /// The worker of its last attempt died.
+    Lost,
+    /// It will never start.
+    Skipped,
+}
+
+impl Phase {
+    /// Whether nothing can happen to the task any more.
+    pub fn is_final(self) -> bool {
+        match self {
+            Phase::Waiting | Phase::Ready | Phase::Running | Phase::Retrying => false,
+            Phase::Done | Phase::Failed | Phase::TimedOut | Phase::Cancelled | Phase::Lost | Phase::Skipped => true,
+        }
+    }
+
+    /// The word for people and for JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Waiting => "waiting",
+            Phase::Ready => "ready",
+            Phase::Running => "running",
+            Phase::Retrying => "retrying",
+            Phase::Done => "done",
+            Phase::Failed => "failed",
+            Phase::TimedOut => "timed_out",
+            Phase::Cancelled => "cancelled",
+            Phase::Lost => "lost",
+            Phase::Skipped => "skipped",
+        }
+    }
+}
+
+/// What hooks know of one task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Brief {
+    /// What people call it: its title or item, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Who has it, or had it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerNo>,
+    /// The attempt that is open, or was last; 0 before the first.
+    #[serde(default)]
+    pub attempt: u32,
+    /// `CLOCK_MONOTONIC` in milliseconds when that attempt began.
+    #[serde(default)]
+    pub since_ms: u64,
+    /// How far it says it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// Seconds left, as it estimated last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
+    /// Its line for the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+    /// Its result, relative to the run's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// What it claims.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<String>,
+    /// Whether it stays known after its end, because a merge needs it or a Read may be redirected to its result.
+    #[serde(default)]
+    pub keep: bool,
+}
+
+/// Something that the session has not been told yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct News {
+    /// The event that made it.
+    pub seq: u64,
+    /// What happened.
+    pub what: Happened,
+    /// To which task; the run as a whole where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
+    /// What people call the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// By which worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerNo>,
+    /// The task's own line, or why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+    /// The result, relative to the run's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+}
+
+/// Kinds of news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Happened {
+    /// A task failed, timed out, was lost.
+    Failed,
+    /// A task succeeded.
+    Done,
+    /// A task was skipped.
+    Skipped,
+    /// A task was cancelled.
+    Cancelled,
+    /// The run is over.
+    Ended,
+}
+
+/// A merge of the plan and what became of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MergeState {
+    /// The rule.
+    pub rule: Merge,
+    /// It was applied; it applies once.
+    #[serde(default)]
+    pub used: bool,
+    /// It was refused once because a need failed; the same call passes now.
+    #[serde(default)]
+    pub waived: bool,
+}
+
+/// A rewrite whose effect is to be compared with what ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewrite {
+    /// The client's id of the call.
+    pub tool_use_id: String,
+    /// Hash of the input as it should have run.
+    pub input_sha256: String,
+    /// The merge it came from.
+    pub merge: usize,
+}
+
+/// How the run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// How.
+    pub status: Verdict,
+    /// Why, in a few words.
+    pub reason: String,
+}
+
+/// How many tasks are in which final state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// All tasks of the plan.
+    pub total: u32,
+    /// Done.
+    pub done: u32,
+    /// Failed, timed out or lost for good.
+    pub failed: u32,
+    /// Skipped.
+    pub skipped: u32,
+    /// Cancelled.
+    pub cancelled: u32,
+}
+
+impl Counts {
+    /// Tasks that can still change.
+    pub fn open(self) -> u32 {
+        self.total.saturating_sub(self.done + self.failed + self.skipped + self.cancelled)
+    }
+}
+
+/// What hooks know of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// The run.
+    pub run: RunId,
+    /// The session that owns it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// The rule it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// How the session is informed and held.
+    pub conductor: Conductor,
+    /// Events applied.
+    pub seq: u64,
+    /// Schema of the log; 0 before `run_started`.
+    pub schema: u32,
+    /// Hash of the plan that the run executes.
+    pub plan_sha256: String,
+    /// The boot on which attempts may start.
+    pub boot_id: String,
+    /// Tasks by outcome.
+    pub counts: Counts,
+    /// Tasks that are live, claimed, or needed by a merge.
+    pub tasks: BTreeMap<TaskId, Brief>,
+    /// Workers that were started and have not left, by number.
+    pub workers: BTreeMap<u32, Process>,
+    /// The highest worker number so far.
+    pub last_worker: u32,
+    /// Numbers below it that were never seen: their workers have been started by somebody, and say so later.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unseen: BTreeSet<u32>,
+    /// What the session was not told yet, oldest first.
+    pub news: Vec<News>,
+    /// The plan's merges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub merges: Vec<MergeState>,
+    /// Rewrites not compared yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewrites: Vec<Rewrite>,
+    /// Refusals in a row per reason key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refusals: BTreeMap<String, u32>,
+    /// The prompt during whose turn Stop handed something over, and how often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops: Option<(String, u32)>,
+    /// The prompt during whose turn Stop held, and for how long, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<(String, u64)>,
+    /// Somebody wants the whole run cancelled.
+    #[serde(default)]
+    pub cancelled: bool,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<End>,
+}
+
+/// The most numbers that are remembered as unseen at once.
+const MAX_GAP: usize = 1024;
+
+impl View {
+    /// The view before the first event.
+    pub fn new(plan: &Plan) -> View {
+        let redirect = plan.conductor.on_claimed == OnClaimed::Redirect;
+        let mut tasks = BTreeMap::new();
+        for task in &plan.tasks {
+            let merged = plan.merge.iter().any(|m| m.needs.contains(&task.id));
+            if task.claims.is_empty() && !merged {
+                continue;
+            }
+            let brief = Brief {
+                label: task.label(),
+                phase: Phase::Waiting,
+                worker: None,
+                attempt: 0,
+                since_ms: 0,
+                percent: None,
+                eta_s: None,
+                line: None,
+                result: None,
+                claims: task.claims.clone(),
+                keep: merged || redirect,
+            };
+            tasks.insert(task.id.clone(), brief);
+        }
+        let merges = plan.merge.iter().map(|m| MergeState { rule: m.clone(), used: false, waived: false }).collect();
+        View {
+            run: plan.run.clone(),
+            session: plan.session.clone(),
+            rule: plan.rule.clone(),
+            conductor: plan.conductor,
+            seq: 0,
+            schema: 0,
+            plan_sha256: String::new(),
+            boot_id: String::new(),
+            counts: Counts { total: u32::try_from(plan.tasks.len()).unwrap_or(u32::MAX), ..Counts::default() },
+            tasks,
+            workers: BTreeMap::new(),
+            last_worker: 0,
+            unseen: BTreeSet::new(),
+            news: Vec::new(),
+            merges,
+            rewrites: Vec::new(),
+            refusals: BTreeMap::new(),
+            stops: None,
+            held: None,
+            cancelled: false,
+            ended: None,
+        }
+    }
+
+    /// Whether the run owes its session nothing any more: it is over, told, and every merge was used or waived.
+    pub fn is_closed(&self) -> bool {
+        self.ended.is_some() && self.news.is_empty() && self.merges.iter().all(|m| m.used || m.waived)
+    }
+
+    /// Whether a worker is, or was, in the log.
+    pub fn knows(&self, worker: WorkerNo) -> bool {
+        worker.0 <= self.last_worker && !self.unseen.contains(&worker.0)
+    }
+
+    /// Attempts that are open now.
+    pub fn running(&self) -> impl Iterator<Item = (&TaskId, &Brief)> {
+        self.tasks.iter().filter(|(_, b)| b.phase == Phase::Running)
+    }
+
+    /// Applies the next event. Events must come in the order of the log, each once.
+    pub fn apply(&mut self, event: &Event) {
+        self.seq = event.seq;
+        match &event.body {
+            Body::RunStarted(p) => {
+                self.schema = p.v;
+                self.plan_sha256.clone_from(&p.plan_sha256);
+                self.boot_id.clone_from(&p.boot_id);
+            }
+            Body::WorkerStarted(process) => {
+                if let Some(WorkerNo(n)) = event.worker {
+                    self.workers.insert(n, process.clone());
+                    // A gap is small: numbers are given one after the other.
+                    self.unseen.extend((self.last_worker + 1..n).take(MAX_GAP));
+                    self.unseen.remove(&n);
+                    self.last_worker = self.last_worker.max(n);
+                }
+            }
+            Body::WorkerExited(_) | Body::WorkerLost(_) => {
+                if let Some(WorkerNo(n)) = event.worker {
+                    self.workers.remove(&n);
+                }
+            }
+            Body::Started(p) => self.attempt_started(event, p),
+            Body::Progress(p) => {
+                if let Some(brief) = self.open_attempt(event) {
+                    brief.percent = p.percent.or(brief.percent);
+                    brief.eta_s = if p.percent.is_some() { p.eta_s } else { p.eta_s.or(brief.eta_s) };
+                    if p.summary.is_some() {
+                        brief.line.clone_from(&p.summary);
+                    }
+                }
+            }
+            Body::Done(p) => {
+                if self.open_attempt(event).is_none() {
+                    return;
+                }
+                self.counts.done += 1;
+                let line = p.summary.clone();
+                self.finish(event, Phase::Done, Happened::Done, line, p.result.as_ref().map(|r| r.path.clone()));
+            }
+            Body::Failed(p) => self.ended_badly(event, p, Phase::Failed),
+            Body::TimedOut(p) => self.ended_badly(event, p, Phase::TimedOut),
+            Body::Lost(p) => self.ended_badly(event, p, Phase::Lost),
+            Body::Cancelled(p) => self.ended_badly(event, p, Phase::Cancelled),
+            Body::Skipped(p) => {
+                self.counts.skipped += 1;
+                self.finish(event, Phase::Skipped, Happened::Skipped, Some(p.because.clone()), None);
+            }
+            Body::Delivered(p) => {
+                let covered: BTreeSet<u64> = p.news.iter().copied().collect();
+                self.news.retain(|n| !covered.contains(&n.seq));
+                if p.more {
+                    return;
+                }
+                if p.hook == "Stop" {
+                    let prompt = p.prompt_id.clone().unwrap_or_default();
+                    self.stops = match self.stops.take() {
+                        Some((same, n)) if same == prompt => Some((prompt, n + 1)),
+                        _ => Some((prompt, 1)),
+                    };
+                } else {
+                    self.stops = None;
+                }
+            }
+            Body::Decision(p) => self.decided(event, p),
+            Body::CancelRequested(_) => self.cancelled |= event.task.is_none(),
+            Body::RunEnded(p) => {
+                self.ended = Some(End { status: p.status, reason: p.reason.clone() });
+                self.news.push(News {
+                    seq: event.seq,
+                    what: Happened::Ended,
+                    task: None,
+                    label: None,
+                    worker: None,
+                    line: Some(p.reason.clone()),
+                    result: None,
+                });
+            }
+            Body::Spawned(_) | Body::Observed(_) | Body::LogRepaired(_) | Body::Unknown => {}
+        }
+    }
+
+    fn attempt_started(&mut self, event: &Event, p: &Started) {
+        let Some(task) = &event.task else { return };
+        let brief = self.tasks.entry(task.clone()).or_insert_with(|| Brief {
+            label: p.title.clone(),
+            phase: Phase::Waiting,
+            worker: None,
+            attempt: 0,
+            since_ms: 0,
+            percent: None,
+            eta_s: None,
+            line: None,
+            result: None,
+            claims: Vec::new(),
+            keep: false,
+        });
+        brief.phase = Phase::Running;
+        brief.worker = event.worker;
+        brief.attempt = event.attempt.unwrap_or(1);
+        brief.since_ms = p.mono_ms;
+        brief.percent = None;
+        brief.eta_s = None;
+        brief.line = None;
+    }
+
+    /// The attempt an event speaks of, if it is the one that is open. A late word of an earlier attempt finds nothing.
+    fn open_attempt(&mut self, event: &Event) -> Option<&mut Brief> {
+        let brief = self.tasks.get_mut(event.task.as_ref()?)?;
+        (brief.phase == Phase::Running && event.attempt == Some(brief.attempt)).then_some(brief)
+    }
+
+    fn ended_badly(&mut self, event: &Event, p: &Ended, phase: Phase) {
+        let is_over = |task| self.tasks.get(task).is_some_and(|b: &Brief| b.phase.is_final());
+        let over = event.task.as_ref().is_some_and(is_over);
+        // A task that never began can be cancelled; everything else speaks of an open attempt.
+        if self.open_attempt(event).is_none() && (phase != Phase::Cancelled || event.attempt.is_some() || over) {
+            return;
+        }
+        if p.will_retry {
+            if let Some(brief) = self.open_attempt(event) {
+                brief.phase = Phase::Retrying;
+                brief.percent = None;
+                brief.eta_s = None;
+            }
+            return;
+        }
+        let what = if phase == Phase::Cancelled {
+            self.counts.cancelled += 1;
+            Happened::Cancelled
+        } else {
+            self.counts.failed += 1;
+            Happened::Failed
+        };
+        let result = p.result.as_ref().map(|r| r.path.clone());
+        self.finish(event, phase, what, Some(p.reason.clone()), result);
+    }
+
+    fn finish(&mut self, event: &Event, phase: Phase, what: Happened, line: Option<String>, result: Option<String>) {
+        let Some(task) = &event.task else { return };
+        let mut label = None;
+        if let Some(brief) = self.tasks.get_mut(task) {
+            label.clone_from(&brief.label);
+            brief.phase = phase;
+            brief.line.clone_from(&line);
+            brief.result.clone_from(&result);
+            brief.worker = event.worker.or(brief.worker);
+            brief.percent = None;
+            brief.eta_s = None;
+            if !brief.keep {
+                self.tasks.remove(task);
+            }
+        }
+        self.refusals.remove(&claim_key(task));
+        self.news.push(News {
+            seq: event.seq,
+            what,
+            task: Some(task.clone()),
+            label,
+            worker: event.worker,
+            line,
+            result,
+        });
+    }
+
+    fn decided(&mut self, event: &Event, p: &crate::model::event::Decision) {
+        if p.hook == "Stop" && p.answer == Answer::Held {
+            let prompt = p.prompt_id.clone().unwrap_or_default();
+            let before = self.held.take().filter(|(same, _)| *same == prompt).map_or(0, |(_, ms)| ms);
+            self.held = Some((prompt, before.saturating_add(p.held_ms)));
+            return;
+        }
+        let key = event.task.as_ref().map(claim_key).or_else(|| p.merge.map(merge_key));
+        match p.answer {
+            Answer::Block => {
+                if let Some(key) = key {
+                    *self.refusals.entry(key).or_insert(0) += 1;
+                }
+                if p.reason == NEED_FAILED
+                    && let Some(merge) = p.merge.and_then(|i| self.merges.get_mut(i))
+                {
+                    merge.waived = true;
+                }
+            }
+            Answer::Rewrite => {
+                if let Some((index, merge)) = p.merge.and_then(|i| self.merges.get_mut(i).map(|m| (i, m))) {
+                    merge.used = true;
+                    if let (Some(id), Some(sha)) = (&p.tool_use_id, &p.input_sha256) {
+                        self.rewrites.push(Rewrite {
+                            tool_use_id: id.clone(),
+                            input_sha256: sha.clone(),
+                            merge: index,
+                        });
+                    }
+                }
+            }
+            Answer::Inject if p.hook.starts_with("PostToolUse") => {
+                self.rewrites.retain(|r| Some(&r.tool_use_id) != p.tool_use_id.as_ref());
+            }
+            Answer::Held | Answer::Inject => {
+                if let Some(key) = key {
+                    self.refusals.remove(&key);
+                }
+                if p.reason == GUARD_PASSED
+                    && let Some(merge) = p.merge.and_then(|i| self.merges.get_mut(i))
+                {
+                    merge.used = true;
+                }
+            }
+            Answer::Wake => {}
+        }
+    }
+}
+
+/// The reason of a refusal because a task that a merge needs has failed; the same call passes afterwards.
+pub const NEED_FAILED: &str = "a needed task failed";
+
+/// The reason of letting a call through a merge without `set`, whose needs are all there.
+pub const GUARD_PASSED: &str = "everything needed is there";
+
+/// Under which key refusals on behalf of a task's claims are counted.
+pub fn claim_key(task: &TaskId) -> String {
+    format!("claim {task}")
+}
+
+/// Under which key refusals on behalf of a merge are counted.
+pub fn merge_key(index: usize) -> String {
+    format!("merge {index}")
+}
