@@ -18,3 +18,4 @@ compile_error!("cpw needs flock, FIFOs and process groups: on Windows build and 
 pub mod base;
 pub mod logic;
 pub mod model;
+pub mod sys;

@@ -1,0 +1,20 @@
+//! The operating system: clocks, folders, locks, bells, processes, signals. The only room with `unsafe`, and the only one
+//! that names `nix`, `libc` or `fs2`. It knows nothing of runs, tasks or hooks beyond [`Process`](crate::model::event::Process).
+//!
+//! Everything here is for a program of one thread. Linux is what is proven; macOS compiles, and each function says what
+//! it falls back to there.
+
+pub mod bell;
+pub mod clock;
+pub mod dir;
+pub mod host;
+pub mod lock;
+pub mod poll;
+pub mod process;
+pub mod signals;
+pub mod spawn;
+mod timer;
+pub mod tree;
+
+#[cfg(test)]
+mod testing;
