@@ -18,4 +18,5 @@ compile_error!("cpw needs flock, FIFOs and process groups: on Windows build and 
 pub mod base;
 pub mod logic;
 pub mod model;
+pub mod store;
 pub mod sys;

@@ -1,0 +1,121 @@
+//! Reading a file that must be the user's own, and replacing a file as a whole or not at all.
+
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::sys::dir::open_path;
+use crate::sys::process;
+
+/// The rights of a file that is written.
+#[derive(Debug, Clone, Copy)]
+pub enum Rights<'a> {
+    /// 0600, whatever the umask.
+    Private,
+    /// What the umask leaves of 0666.
+    Usual,
+    /// Mode and owner of the file that is replaced.
+    Of(&'a Metadata),
+}
+
+/// Replaces `path` by a file with these bytes, atomically: a temporary file in the same folder, synced, then renamed. On an
+/// error the old file is as it was and nothing else is left behind. A symbolic link at `path` would itself be replaced:
+/// see [`behind_links`].
+pub fn replace(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
+    let folder = folder_of(path);
+    let temporary = folder.join(format!(".cpw-{}", uuid::Uuid::new_v4().simple()));
+    let result = write_new(&temporary, bytes, rights).and_then(|()| std::fs::rename(&temporary, path));
+    if result.is_err() {
+        drop(std::fs::remove_file(&temporary));
+        return result;
+    }
+    // The rename is done; a folder that cannot be synced only makes it last less surely.
+    drop(File::open(folder).and_then(|f| f.sync_all()));
+    Ok(())
+}
+
+fn write_new(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
+    // Without the right to read for others until the final mode is set.
+    let mode = if matches!(rights, Rights::Usual) { 0o666 } else { 0o600 };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    match rights {
+        Rights::Usual => {}
+        Rights::Private => file.set_permissions(Permissions::from_mode(0o600))?,
+        Rights::Of(old) => {
+            let new = file.metadata()?;
+            if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+                let changed = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
+                // A group that cannot be kept is no loss of control; an owner would be.
+                if new.uid() != old.uid() {
+                    changed?;
+                }
+            }
+            file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+        }
+    }
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// The folder that holds `path`.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Where writing to `path` ends up: follows symbolic links, also to a file that does not exist yet.
+pub fn behind_links(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    // As many as the kernel follows.
+    for _ in 0..40 {
+        match std::fs::read_link(&path) {
+            Ok(target) => path = folder_of(&path).join(target),
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => return Ok(path),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::Error::other("too many symbolic links lead on from it"))
+}
+
+/// Reads a regular file of at most `max` bytes; `None` if there is none.
+pub fn read(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
+    read_with(path, max, true, |_| Ok(()))
+}
+
+/// As [`read`], of a file that nobody else can have written: not through a link, owned by this user, not writable by
+/// group or others.
+pub fn read_own(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
+    read_with(path, max, false, |meta| {
+        if meta.uid() != process::user() {
+            return Err(io::Error::other(format!("it belongs to user {}, not to you", meta.uid())));
+        }
+        if meta.mode() & 0o022 != 0 {
+            return Err(io::Error::other(format!("others may write to it (mode {:o})", meta.mode() & 0o7777)));
+        }
+        Ok(())
+    })
+}
+
+fn read_with(
+    path: &Path,
+    max: u64,
+    follow: bool,
+    check: impl Fn(&Metadata) -> io::Result<()>,
+) -> io::Result<Option<Vec<u8>>> {
+    let file = match open_path(path, follow) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    check(&meta)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(meta.len().min(max)).unwrap_or(0) + 1);
+    file.take(max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max {
+        return Err(io::Error::other(format!("it is larger than {max} bytes")));
+    }
+    Ok(Some(bytes))
+}

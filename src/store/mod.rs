@@ -1,0 +1,14 @@
+//! Files with a meaning: the log and its index, run folders, what is remembered of a session, the user's state directory.
+//! What the bytes mean is `model`'s and `logic`'s business; how they are opened safely is `sys::dir`'s.
+
+pub mod file;
+pub mod home;
+pub mod hooklog;
+pub mod index;
+pub mod log;
+pub mod project;
+pub mod registry;
+pub mod run;
+pub mod session;
+pub mod switch;
+pub mod trust;

@@ -1,0 +1,310 @@
+//! What cpw remembers of a Claude Code session: a small log below the user's state directory, under its own lock. It is
+//! the first thing a hook looks up, and where it is absent the only one.
+//!
+//! Runs that are not named here are inert for hooks: a folder that came with a project is never delivered from.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::ids::{RunId, SessionId};
+use crate::sys::dir::{Dir, FileId};
+use crate::sys::lock;
+
+/// The folder of the sessions' records, below the state directory.
+pub const SESSIONS: &str = "sessions";
+
+/// The largest record that is read. A session that reaches it starts nothing new.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// One line of a session's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum Entry {
+    /// A prompt was looked at.
+    Prompt {
+        /// The client's id of it.
+        id: String,
+    },
+    /// A run was made for this session.
+    Run {
+        /// Its folder.
+        path: PathBuf,
+        /// Device and inode of the folder, so that another one by that name is not taken for it.
+        dev: u64,
+        /// See `dev`.
+        ino: u64,
+        /// The rule that matched.
+        rule: String,
+    },
+    /// A run owes this session nothing any more.
+    Closed {
+        /// Its id.
+        run: RunId,
+    },
+    /// The user typed while Stop was holding: it lets go.
+    LetGo {
+        /// `CLOCK_MONOTONIC` in milliseconds.
+        mono_ms: u64,
+    },
+    /// The user was told something that is told once.
+    Told {
+        /// What.
+        what: String,
+    },
+    /// cpw was switched off for this session.
+    Off,
+    /// And on again.
+    On,
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A run of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnRun {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Device and inode of the folder.
+    pub dev: u64,
+    /// See `dev`.
+    pub ino: u64,
+    /// The rule that matched.
+    pub rule: String,
+    /// It owes the session nothing any more.
+    pub closed: bool,
+}
+
+impl OwnRun {
+    /// The run's id: the name of its folder.
+    pub fn id(&self) -> Option<RunId> {
+        self.path.file_name()?.to_str().and_then(|n| RunId::new(n).ok())
+    }
+}
+
+/// What is known of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Session {
+    /// Prompts that were looked at.
+    pub prompts: Vec<String>,
+    /// Its runs, oldest first.
+    pub runs: Vec<OwnRun>,
+    /// When the user last typed while Stop was holding, `CLOCK_MONOTONIC` in milliseconds.
+    pub let_go_ms: u64,
+    /// What the user was told once.
+    pub told: Vec<String>,
+    /// Whether cpw is switched off for it.
+    pub off: bool,
+}
+
+impl Session {
+    /// Runs that still owe it something.
+    pub fn open_runs(&self) -> impl Iterator<Item = &OwnRun> {
+        self.runs.iter().filter(|r| !r.closed)
+    }
+
+    fn apply(&mut self, entry: Entry) {
+        match entry {
+            Entry::Prompt { id } => self.prompts.push(id),
+            Entry::Run { path, dev, ino, rule } => self.runs.push(OwnRun { path, dev, ino, rule, closed: false }),
+            Entry::Closed { run } => {
+                for own in self.runs.iter_mut().filter(|r| r.id().as_ref() == Some(&run)) {
+                    own.closed = true;
+                }
+            }
+            Entry::LetGo { mono_ms } => self.let_go_ms = mono_ms,
+            Entry::Told { what } => self.told.push(what),
+            Entry::Off => self.off = true,
+            Entry::On => self.off = false,
+            Entry::Unknown => {}
+        }
+    }
+
+    fn fold(bytes: &[u8]) -> Session {
+        let mut session = Session::default();
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        for line in bytes[..whole].split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            // A line that cannot be read costs only itself: the record is a memory, not the truth of any run.
+            if let Ok(entry) = serde_json::from_slice(line) {
+                session.apply(entry);
+            }
+        }
+        session
+    }
+}
+
+/// The record of a session, without its lock; `None` where there is none.
+pub fn load(state_home: &Path, id: &SessionId) -> io::Result<Option<Session>> {
+    let read = || Dir::open(state_home)?.sub(SESSIONS)?.read_bounded(id.as_str(), MAX_BYTES);
+    match read() {
+        Ok(bytes) => Ok(Some(Session::fold(&bytes))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A session's record, locked.
+#[derive(Debug)]
+pub struct Locked {
+    file: File,
+    /// What it says.
+    pub session: Session,
+}
+
+impl Locked {
+    /// Locks the record of a session, making it if there is none. `None` if somebody holds it longer than `budget`.
+    pub fn open(state_home: &Path, id: &SessionId, budget: Duration) -> io::Result<Option<Locked>> {
+        let dir = Dir::open(state_home)?.create_sub(SESSIONS, 0o700)?;
+        let file = dir.open_append(id.as_str())?;
+        if !lock::lock_exclusive(&file, budget)? {
+            return Ok(None);
+        }
+        let length = file.metadata()?.len();
+        if length > MAX_BYTES {
+            let full = format!("the record of session {id} is larger than {MAX_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, full));
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, 0)?;
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        if whole < bytes.len() {
+            file.set_len(whole as u64)?;
+        }
+        Ok(Some(Locked { session: Session::fold(&bytes), file }))
+    }
+
+    /// Adds an entry.
+    pub fn add(&mut self, entry: Entry) -> io::Result<()> {
+        let mut line = serde_json::to_vec(&entry)?;
+        line.push(b'\n');
+        let before = self.file.metadata()?.len();
+        if let Err(e) = self.file.write_all(&line) {
+            // A half line would spoil the next one.
+            self.file.set_len(before)?;
+            return Err(e);
+        }
+        self.session.apply(entry);
+        Ok(())
+    }
+
+    /// Adds a run.
+    pub fn add_run(&mut self, folder: &Dir, rule: &str) -> io::Result<()> {
+        let id = folder.id()?;
+        let path = folder.path().to_owned();
+        self.add(Entry::Run { path, dev: id.dev, ino: id.ino, rule: rule.to_owned() })
+    }
+}
+
+/// Whether a folder is the one that the session's record names.
+pub fn is_same(own: &OwnRun, folder: &Dir) -> bool {
+    folder.id().is_ok_and(|FileId { dev, ino, .. }| (dev, ino) == (own.dev, own.ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn id() -> SessionId {
+        SessionId::new("s-1").unwrap()
+    }
+
+    fn open(home: &Path) -> Locked {
+        Locked::open(home, &id(), LONG).unwrap().unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(load(home.path(), &id()).unwrap(), None);
+        let run = RunId::new("r1").unwrap();
+        let folder = home.path().join("r1");
+        std::fs::create_dir(&folder).unwrap();
+        let mut locked = open(home.path());
+        locked.add(Entry::Prompt { id: "p1".into() }).unwrap();
+        locked.add_run(&Dir::open(&folder).unwrap(), "rule").unwrap();
+        locked.add(Entry::LetGo { mono_ms: 7 }).unwrap();
+        locked.add(Entry::Told { what: "x".into() }).unwrap();
+        locked.add(Entry::Off).unwrap();
+        let seen = load(home.path(), &id()).unwrap().unwrap();
+        assert_eq!(seen, locked.session);
+        assert_eq!((seen.prompts.as_slice(), seen.let_go_ms, seen.off), (&["p1".to_owned()][..], 7, true));
+        let own = seen.open_runs().next().unwrap();
+        assert_eq!((own.id(), own.rule.as_str()), (Some(run.clone()), "rule"));
+        assert!(is_same(own, &Dir::open(&folder).unwrap()));
+        assert!(!is_same(own, &Dir::open(home.path()).unwrap()));
+        locked.add(Entry::Closed { run }).unwrap();
+        locked.add(Entry::On).unwrap();
+        drop(locked);
+        let seen = open(home.path()).session;
+        assert_eq!((seen.open_runs().count(), seen.runs.len(), seen.off), (0, 1, false));
+        // Another session has a memory of its own.
+        assert_eq!(load(home.path(), &SessionId::new("s-2").unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_line_torn_anywhere_costs_only_itself() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(SESSIONS).join("s-1");
+        let mut locked = open(home.path());
+        locked.add(Entry::Prompt { id: "p1".into() }).unwrap();
+        let first = std::fs::read(&path).unwrap().len();
+        locked.add(Entry::Prompt { id: "p2".into() }).unwrap();
+        drop(locked);
+        let whole = std::fs::read(&path).unwrap();
+        for end in first..whole.len() {
+            std::fs::write(&path, &whole[..end]).unwrap();
+            assert_eq!(load(home.path(), &id()).unwrap().unwrap().prompts, ["p1"]);
+            let mut locked = open(home.path());
+            locked.add(Entry::Prompt { id: "p3".into() }).unwrap();
+            drop(locked);
+            assert_eq!(load(home.path(), &id()).unwrap().unwrap().prompts, ["p1", "p3"], "torn at {end}");
+        }
+        // Foreign lines and kinds of a later version are passed over.
+        let odd = b"nonsense\n{\"t\":\"sparkle\",\"x\":1}\n\n\0\n{\"t\":\"prompt\",\"id\":\"p9\"}\n";
+        std::fs::write(&path, odd).unwrap();
+        assert_eq!(load(home.path(), &id()).unwrap().unwrap().prompts, ["p9"]);
+    }
+
+    #[test]
+    fn one_at_a_time_has_it_and_nothing_is_lost() {
+        let home = tempfile::tempdir().unwrap();
+        let locked = open(home.path());
+        assert!(Locked::open(home.path(), &id(), Duration::from_millis(10)).unwrap().is_none());
+        assert!(load(home.path(), &id()).unwrap().is_some(), "a reader needs no lock");
+        drop(locked);
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let home = home.path();
+                scope.spawn(move || {
+                    for i in 0..20 {
+                        let mut locked = open(home);
+                        let before = locked.session.prompts.len();
+                        locked.add(Entry::Prompt { id: format!("{writer}.{i}") }).unwrap();
+                        assert_eq!(locked.session.prompts.len(), before + 1);
+                    }
+                });
+            }
+        });
+        let mut seen = load(home.path(), &id()).unwrap().unwrap().prompts;
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 160);
+    }
+
+    #[test]
+    fn a_record_without_end_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        drop(open(home.path()));
+        let path = home.path().join(SESSIONS).join("s-1");
+        std::fs::write(&path, vec![b'\n'; usize::try_from(MAX_BYTES).unwrap() + 1]).unwrap();
+        assert!(load(home.path(), &id()).is_err());
+        assert!(Locked::open(home.path(), &id(), LONG).unwrap_err().to_string().contains("larger than"));
+    }
+}
