@@ -15,6 +15,7 @@
 #[cfg(windows)]
 compile_error!("cpw needs flock, FIFOs and process groups: on Windows build and run it inside WSL 2");
 
+pub mod actor;
 pub mod base;
 pub mod logic;
 pub mod model;

@@ -1,0 +1,471 @@
+//! One attempt of a task: its folders and files, its process, its end. An explicit state machine that a worker's loop drives
+//! and that never blocks:
+//!
+//! ```text
+//! running ──exit──────────────→ sweeping ──nobody left──→ over
+//!    └──deadline, cancel, fence──→ ending ──nobody left──→ over
+//! ```
+//!
+//! It knows nothing of the log: the worker writes the events.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::actor::claude::{self, Stream};
+use crate::actor::{environ, outcome};
+use crate::base::env;
+use crate::base::ids::WorkerNo;
+use crate::base::text;
+use crate::logic::state::State;
+use crate::model::event::{Body, Done, Ended, Process, Progress, ResultFile, Usage};
+use crate::model::plan::{Action, Plan, Task};
+use crate::store::home;
+use crate::store::run::{self, RunDir};
+use crate::sys::clock;
+use crate::sys::dir::Dir;
+use crate::sys::process;
+use crate::sys::spawn::{self, Exit, TaskSpawn};
+use crate::sys::tree::{self, Ladder, Target};
+
+/// What a task gets between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What processes that a task left behind get: it has ended, and nothing waits for them.
+const GRACE_LEFT: Duration = Duration::from_millis(200);
+
+/// How often a client's stream is looked at, in milliseconds.
+const STREAM_MS: u64 = 500;
+
+/// The most of a client's stream that is read at once, in bytes.
+const STREAM_CHUNK: usize = 1024 * 1024;
+
+/// Which attempt, and of what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Id {
+    /// The task's place in the plan.
+    pub index: usize,
+    /// Which try, from 1.
+    pub number: u32,
+    /// The sequence number of its `started` event.
+    pub token: u64,
+}
+
+/// Why an attempt is being ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Its time is over.
+    Deadline,
+    /// Somebody wants it cancelled.
+    Cancelled,
+    /// Somebody else has declared it lost; its end is nobody's business any more.
+    Fenced,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Running,
+    Sweeping(Ladder, Exit),
+    Ending(Ladder, Why),
+    Over,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// The outcome as an event; whether a further attempt comes is still to be decided.
+    pub body: Body,
+    /// Whether trying again could help.
+    pub retryable: bool,
+}
+
+/// An attempt whose process exists.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Which.
+    pub id: Id,
+    task: spawn::Task,
+    target: Target,
+    stage: Stage,
+    since_ms: u64,
+    deadline_ms: Option<u64>,
+    look_at_ms: Option<u64>,
+    files: Files,
+    summary: Option<String>,
+    stream: Option<Follow>,
+}
+
+/// The files of an attempt.
+#[derive(Debug)]
+struct Files {
+    out: Dir,
+    out_shown: String,
+    logs: Dir,
+    stdout: String,
+    /// Where a `claude` task writes, to be moved to `out`.
+    scratch: Option<PathBuf>,
+}
+
+/// A client's stream as it grows in its file.
+#[derive(Debug)]
+struct Follow {
+    file: File,
+    offset: u64,
+    stream: Stream,
+}
+
+impl Follow {
+    fn catch_up(&mut self) -> Option<Progress> {
+        let mut said = None;
+        let mut buffer = vec![0_u8; STREAM_CHUNK];
+        while let Ok(n @ 1..) = self.file.read_at(&mut buffer, self.offset) {
+            self.offset += n as u64;
+            said = self.stream.feed(&buffer[..n]).or(said);
+        }
+        said
+    }
+}
+
+/// What an attempt is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Making<'a> {
+    /// The run's folder.
+    pub folder: &'a RunDir,
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// Its state.
+    pub state: &'a State,
+    /// Who runs it.
+    pub worker: WorkerNo,
+    /// Processes below this one that are not the task's: the workers that it started.
+    pub not_mine: &'a [i32],
+}
+
+/// Where a task runs.
+pub fn cwd_of(folder: &RunDir, task: &Task) -> PathBuf {
+    task.cwd.as_ref().map_or_else(|| folder.project.clone(), |cwd| folder.project.join(cwd))
+}
+
+/// What marks the processes of an attempt.
+pub fn target(run: &str, task: &str, attempt: u32, leader: Option<Process>) -> Target {
+    let attempt = attempt.to_string();
+    Target::new(leader, &[(env::RUN, run), (env::TASK, task), (env::ATTEMPT, &attempt)])
+}
+
+impl Attempt {
+    /// Makes the files and starts the process. The error is the reason of the attempt's failure, for people.
+    pub fn start(making: Making<'_>, id: Id, deadline_ms: Option<u64>) -> Result<Attempt, String> {
+        let Making { folder, plan, worker, .. } = making;
+        let task = &plan.tasks[id.index];
+        let name = format!("{}.{}", task.id, id.number);
+        let own = folder.worker(worker).map_err(|e| format!("cannot open the folder of {worker}: {e}"))?;
+        let failed = |what: &'static str| move |e: std::io::Error| format!("cannot make {what}: {e}");
+        let logs = own.sub("logs").map_err(failed("the log folder"))?;
+        let out = own.create_sub("out", 0o700).and_then(|o| o.create_sub(&name, 0o700));
+        let out = out.map_err(failed("the folder for artifacts"))?;
+        let stdout_name = format!("{name}.out");
+        let stdout = logs.create_new(&stdout_name, 0o600).map_err(failed("the file for stdout"))?;
+        let stderr = logs.create_new(format!("{name}.err"), 0o600).map_err(failed("the file for stderr"))?;
+        let needs = format!("{name}.needs.json");
+        let needs_json = needs_of(making, task).to_string();
+        logs.write_atomic(&needs, needs_json.as_bytes(), 0o600, false).map_err(failed("the file of needed results"))?;
+
+        let scratch = match &task.action {
+            Action::Claude(_) => Some(scratch_folder(folder, &name).map_err(failed("the client's folder"))?),
+            Action::Run(_) | Action::Shell(_) => None,
+        };
+        let stream = match &task.action {
+            Action::Claude(_) => {
+                let file = logs.open_read(&stdout_name).map_err(failed("the file for stdout"))?;
+                Some(Follow { file, offset: 0, stream: Stream::default() })
+            }
+            Action::Run(_) | Action::Shell(_) => None,
+        };
+        let out_path = scratch.clone().unwrap_or_else(|| out.path().to_owned());
+        let prompt_file = folder.path().join(run::PROMPT);
+        let exe = process::exe_path().ok();
+        let needs_path = logs.path().join(&needs);
+        let worker_name = worker.to_string();
+        let identity = environ::Identity {
+            run: plan.run.as_str(),
+            run_dir: folder.path(),
+            worker: &worker_name,
+            attempt: id.number,
+            token: id.token,
+            out: &out_path,
+            prompt_file: prompt_file.exists().then_some(prompt_file.as_path()),
+            needs: &needs_path,
+            trace: &making.state.trace,
+            cpw_dir: exe.as_deref().and_then(Path::parent),
+        };
+        let environment = environ::build(std::env::vars_os(), task, &identity);
+        let argv: Vec<OsString> = match &task.action {
+            Action::Run(argv) => argv.iter().map(OsString::from).collect(),
+            Action::Shell(script) => vec!["sh".into(), "-c".into(), script.into()],
+            Action::Claude(c) => claude::argv(c, &out_path),
+        };
+        let cwd = cwd_of(folder, task);
+        let path = environment.iter().find(|(n, _)| n == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
+        let name = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
+        let program = spawn::resolve_program(name, &path, &cwd, &folder.project).map_err(|e| e.reason)?;
+        let process = spawn::spawn_task(TaskSpawn {
+            program: &program,
+            argv: &argv,
+            env: &environment,
+            cwd: &cwd,
+            stdout,
+            stderr,
+        })
+        .map_err(|e| e.reason)?;
+        let mark = target(plan.run.as_str(), task.id.as_str(), id.number, Some(process.process().clone()));
+        let now = clock::mono_ms();
+        Ok(Attempt {
+            target: mark.with_descendants(making.not_mine),
+            stage: Stage::Running,
+            since_ms: now,
+            deadline_ms,
+            look_at_ms: stream.as_ref().map(|_| now + STREAM_MS),
+            files: Files {
+                out,
+                out_shown: run::out_path(worker, &task.id, id.number),
+                logs,
+                stdout: stdout_name,
+                scratch,
+            },
+            summary: task.summary.clone(),
+            stream,
+            task: process,
+            id,
+        })
+    }
+
+    /// The first process of the task.
+    pub fn process(&self) -> &Process {
+        self.task.process()
+    }
+
+    /// Readable when that process ends.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.task.pidfd()
+    }
+
+    /// When to look again at the latest, `CLOCK_MONOTONIC` in milliseconds.
+    pub fn next_look(&self) -> Option<u64> {
+        let deadline = self.deadline_ms.filter(|_| matches!(self.stage, Stage::Running));
+        // Without pidfds its end has to be looked for.
+        let blind = self.fd().is_none().then(|| clock::mono_ms() + 50);
+        [deadline, self.look_at_ms, blind].into_iter().flatten().min()
+    }
+
+    /// Names the processes below this one that are not the task's: the workers there are by now, also those that were
+    /// started after the attempt, or came here when the worker above them left.
+    pub fn spare(&mut self, not_mine: &[i32]) {
+        self.target.spare(not_mine);
+        if let Stage::Sweeping(ladder, _) | Stage::Ending(ladder, _) = &mut self.stage {
+            ladder.spare(not_mine);
+        }
+    }
+
+    /// Begins to end it, if that has not begun.
+    pub fn end(&mut self, why: Why) {
+        if matches!(self.stage, Stage::Running) {
+            let grace = if why == Why::Fenced { Duration::ZERO } else { GRACE };
+            self.stage = Stage::Ending(Ladder::start(self.target.clone(), grace, clock::mono_ms()), why);
+            self.look_at_ms = Some(0);
+        } else if why == Why::Fenced
+            && let Stage::Ending(_, was) = &mut self.stage
+        {
+            *was = why;
+        }
+    }
+
+    /// Looks at it. Returns what there is to say about progress, and its end once there is one. `said` is the line that the
+    /// task gave itself.
+    pub fn look(&mut self, said: Option<&str>) -> (Option<Progress>, Option<Ending>) {
+        let now = clock::mono_ms();
+        let mut progress = None;
+        if self.look_at_ms.is_some_and(|at| now >= at) {
+            progress = self.stream.as_mut().and_then(Follow::catch_up);
+            self.look_at_ms = self.stream.as_ref().map(|_| now + STREAM_MS);
+        }
+        let exited = self.task.try_wait();
+        if matches!(self.stage, Stage::Running) {
+            match exited {
+                Ok(Some(exit)) => self.stage = Stage::Sweeping(self.sweep(now), exit),
+                Ok(None) if self.deadline_ms.is_some_and(|d| now >= d) => self.end(Why::Deadline),
+                Ok(None) => {}
+                // Somebody else reaped it: how it ended cannot be known any more.
+                Err(_) => self.stage = Stage::Sweeping(self.sweep(now), Exit::Code(-1)),
+            }
+        }
+        let (over, step) = match &mut self.stage {
+            Stage::Running | Stage::Over => (false, None),
+            Stage::Sweeping(ladder, _) | Stage::Ending(ladder, _) => match ladder.step(now) {
+                tree::Progress::Gone => (true, None),
+                tree::Progress::Waiting(at) => (false, Some(at)),
+            },
+        };
+        if let Some(at) = step {
+            self.look_at_ms = Some(at);
+        }
+        if !over {
+            return (progress, None);
+        }
+        let ending = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Sweeping(_, exit) => self.exited(exit, said, now),
+            Stage::Ending(_, why) => self.ended(why, now),
+            Stage::Running | Stage::Over => return (progress, None),
+        };
+        (progress, Some(ending))
+    }
+
+    fn sweep(&self, now: u64) -> Ladder {
+        Ladder::start(self.target.clone(), GRACE_LEFT, now)
+    }
+
+    fn duration(&self, now: u64) -> u64 {
+        now.saturating_sub(self.since_ms)
+    }
+
+    fn collect(&mut self) -> (Option<claude::Verdict>, Option<ResultFile>) {
+        let verdict = self.stream.as_mut().and_then(|follow| {
+            follow.catch_up();
+            follow.stream.verdict()
+        });
+        if let Some(scratch) = self.files.scratch.take() {
+            move_files(&scratch, &self.files.out);
+        }
+        if self.stream.is_some()
+            && let Some(v) = &verdict
+            && !has_result(&self.files.out)
+        {
+            let written = match &v.structured {
+                Some(value) => self.files.out.write_atomic("result.json", value.to_string().as_bytes(), 0o600, false),
+                None if v.text.is_empty() => Ok(()),
+                None => self.files.out.write_atomic("result.md", v.text.as_bytes(), 0o600, false),
+            };
+            if let Err(e) = written {
+                tracing::warn!(error = %e, "the client's answer could not be kept");
+            }
+        }
+        // A client's stdout is its protocol, not a result.
+        let result = if self.stream.is_some() && !has_result(&self.files.out) {
+            Ok(None)
+        } else {
+            outcome::result(&self.files.out, &self.files.out_shown, &self.files.logs, &self.files.stdout)
+        };
+        let result = result.unwrap_or_else(|e| {
+            tracing::warn!(error = %e, "the result could not be collected");
+            None
+        });
+        (verdict, result)
+    }
+
+    fn exited(&mut self, exit: Exit, said: Option<&str>, now: u64) -> Ending {
+        let (verdict, result) = self.collect();
+        let duration_ms = self.duration(now);
+        let usage = verdict.as_ref().map(|v| v.usage);
+        let ok = match (&verdict, self.stream.is_some()) {
+            (Some(v), true) => v.ok,
+            (None, true) => false,
+            (_, false) => exit == Exit::Code(0),
+        };
+        if ok {
+            let summary = said.map(ToOwned::to_owned).or_else(|| {
+                let Files { out, logs, stdout, .. } = &self.files;
+                outcome::summary(self.summary.as_deref(), out, result.as_ref(), logs, stdout)
+            });
+            let exit = if let Exit::Code(c) = exit { c } else { 0 };
+            let body = Body::Done(Done { exit, duration_ms, result, summary, usage });
+            return Ending { body, retryable: false };
+        }
+        let retryable = verdict.as_ref().is_none_or(|v| v.retryable);
+        let reason = match (&verdict, exit) {
+            (Some(v), _) => text::one_line(&v.text, 300),
+            (None, Exit::Signal(s)) => format!("killed by signal {s}"),
+            (None, Exit::Code(c)) => match self.last_words() {
+                Some(words) => format!("exit {c}: {words}"),
+                None => format!("exit {c}"),
+            },
+        };
+        let body = Body::Failed(failure(exit, reason, duration_ms, result, usage));
+        Ending { body, retryable }
+    }
+
+    /// The last line of stderr: most programs say there why they failed.
+    fn last_words(&self) -> Option<String> {
+        let name = format!("{}.err", self.files.stdout.strip_suffix(".out")?);
+        let file = self.files.logs.open_read(&name).ok()?;
+        let length = file.metadata().ok()?.len();
+        let start = length.saturating_sub(2000);
+        let mut bytes = vec![0_u8; usize::try_from(length - start).ok()?];
+        file.read_exact_at(&mut bytes, start).ok()?;
+        let words = String::from_utf8_lossy(&bytes);
+        words.lines().rev().map(|l| text::one_line(l, 200)).find(|l| !l.is_empty())
+    }
+
+    fn ended(&mut self, why: Why, now: u64) -> Ending {
+        let (verdict, result) = self.collect();
+        let exit = self.task.try_wait().ok().flatten().unwrap_or(Exit::Code(-1));
+        let duration = self.duration(now);
+        let usage = verdict.map(|v| v.usage);
+        let ended = |reason: &str| failure(exit, reason.to_owned(), duration, result.clone(), usage);
+        let (body, retryable) = match why {
+            Why::Deadline => (Body::TimedOut(ended("its time limit was over")), true),
+            Why::Cancelled => (Body::Cancelled(ended("cancelled")), false),
+            Why::Fenced => (Body::Lost(ended("given up by its worker")), false),
+        };
+        Ending { body, retryable }
+    }
+}
+
+fn failure(exit: Exit, reason: String, duration: u64, result: Option<ResultFile>, usage: Option<Usage>) -> Ended {
+    let (code, signal) = match exit {
+        Exit::Code(c) => (Some(c), None),
+        Exit::Signal(s) => (None, Some(s)),
+    };
+    Ended { exit: code, signal, reason, duration_ms: Some(duration), result, usage, ..Ended::default() }
+}
+
+fn has_result(out: &Dir) -> bool {
+    out.names().is_ok_and(|names| names.iter().any(|n| n.to_string_lossy().starts_with("result.")))
+}
+
+/// What a task is told about the tasks it needs: per need its state, its line and the absolute path of its result.
+fn needs_of(making: Making<'_>, task: &Task) -> serde_json::Value {
+    let mut all = serde_json::Map::new();
+    for need in &task.needs {
+        let Some(state) = making.state.index_of(need).map(|i| &making.state.tasks[i]) else { continue };
+        let path = state.result.as_ref().map(|r| making.folder.path().join(&r.path));
+        let entry = json!({ "state": state.phase.word(), "summary": state.line, "result": path });
+        all.insert(need.to_string(), entry);
+    }
+    all.into()
+}
+
+/// A private folder outside `.claude`, which the client's own tools refuse to write below.
+fn scratch_folder(folder: &RunDir, name: &str) -> std::io::Result<PathBuf> {
+    let run = folder.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let scratch = home::State::open().and_then(|s| s.folder("scratch")).map_err(std::io::Error::other)?;
+    let dir = Dir::open(scratch)?.create_sub(format!("{run}.{name}"), 0o700)?;
+    Ok(dir.path().to_owned())
+}
+
+/// Moves what a client wrote into the attempt's folder: regular files of the top level, copied where a rename cannot reach.
+fn move_files(from: &Path, to: &Dir) {
+    let Ok(entries) = std::fs::read_dir(from) else { return };
+    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_file())) {
+        let target = to.path().join(entry.file_name());
+        let moved = std::fs::rename(entry.path(), &target)
+            .or_else(|_| std::fs::copy(entry.path(), &target).and_then(|_| std::fs::remove_file(entry.path())));
+        if let Err(error) = moved {
+            tracing::warn!(%error, file = %entry.path().display(), "an artifact could not be moved");
+        }
+    }
+    drop(std::fs::remove_dir(from));
+}

@@ -1,0 +1,174 @@
+//! The environment of a task: the user's, less what belongs to the client's session and, outside `claude` tasks, less the
+//! provider's keys; plus what the task is told about itself.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use crate::base::env;
+use crate::base::hex;
+use crate::model::plan::{Action, Task};
+
+/// Set by the client for what it starts, without a common prefix.
+const CLIENT_MARKS: [&str; 3] = ["AI_AGENT", "NoDefaultCurrentDirectoryInExePath", "COREPACK_ENABLE_AUTO_PIN"];
+
+/// Variables of a `claude` task's client that are the user's settings and not the session's.
+const CLAUDE_SETTINGS: [&str; 5] =
+    ["CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_", "CLAUDE_CODE_SKIP_", "CLAUDE_CODE_MAX_"];
+
+/// What a task is told about itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    /// The run.
+    pub run: &'a str,
+    /// Its folder.
+    pub run_dir: &'a Path,
+    /// The worker.
+    pub worker: &'a str,
+    /// Which try.
+    pub attempt: u32,
+    /// The sequence number of the attempt's `started` event.
+    pub token: u64,
+    /// Where artifacts go.
+    pub out: &'a Path,
+    /// The file with the prompt, if the run has one.
+    pub prompt_file: Option<&'a Path>,
+    /// The file with the results of what it needs.
+    pub needs: &'a Path,
+    /// W3C trace id of the run.
+    pub trace: &'a str,
+    /// The folder that cpw itself is in.
+    pub cpw_dir: Option<&'a Path>,
+}
+
+fn is_kept(name: &OsStr, for_claude: bool) -> bool {
+    let Some(name) = name.to_str() else { return true };
+    if name.starts_with("CPW_") {
+        return name == env::STATE_DIR;
+    }
+    if CLIENT_MARKS.contains(&name) || name == env::TRACEPARENT {
+        return false;
+    }
+    if name.starts_with("CLAUDE") {
+        return for_claude
+            && (CLAUDE_SETTINGS.iter().any(|p| name.starts_with(p)) || name.starts_with("CLAUDE_CODE_DISABLE_"));
+    }
+    if name.starts_with("ANTHROPIC_") || name == "AWS_BEARER_TOKEN_BEDROCK" {
+        return for_claude;
+    }
+    true
+}
+
+/// The complete environment of an attempt, from the worker's own.
+pub fn build(
+    own: impl IntoIterator<Item = (OsString, OsString)>,
+    task: &Task,
+    identity: &Identity<'_>,
+) -> Vec<(OsString, OsString)> {
+    let for_claude = matches!(task.action, Action::Claude(_));
+    let mut all: BTreeMap<OsString, OsString> = own.into_iter().filter(|(n, _)| is_kept(n, for_claude)).collect();
+    for (name, value) in &task.env {
+        if env::may_set(name) {
+            all.insert(name.into(), value.into());
+        }
+    }
+    let path = all.get(OsStr::new("PATH")).cloned().unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    if let Some(dir) = identity.cpw_dir.filter(|d| !std::env::split_paths(&path).any(|p| p == *d)) {
+        // Behind the user's own folders: it must not hide any of their programs.
+        let mut longer = path;
+        longer.push(":");
+        longer.push(dir);
+        all.insert("PATH".into(), longer);
+    }
+    let span = &hex::sha256(format!("{}/{}/{}", identity.run, task.id, identity.attempt).as_bytes())[..16];
+    let mut set = |name: &str, value: &OsStr| {
+        all.insert(name.into(), value.to_owned());
+    };
+    set(env::RUN, identity.run.as_ref());
+    set(env::RUN_DIR, identity.run_dir.as_os_str());
+    set(env::WORKER, identity.worker.as_ref());
+    set(env::TASK, task.id.as_str().as_ref());
+    set(env::ATTEMPT, identity.attempt.to_string().as_ref());
+    set(env::TOKEN, identity.token.to_string().as_ref());
+    set(env::OUT, identity.out.as_os_str());
+    set(env::NEEDS, identity.needs.as_os_str());
+    set(env::DEPTH, "1".as_ref());
+    set(env::TRACEPARENT, format!("00-{}-{span}-01", identity.trace).as_ref());
+    if let Some(item) = &task.item {
+        set(env::ITEM, item.as_ref());
+    }
+    if let Some(file) = identity.prompt_file {
+        set(env::PROMPT_FILE, file.as_os_str());
+    }
+    all.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(action: &str) -> Task {
+        serde_json::from_str(&format!(
+            r#"{{"id": "a", "timeout": "1m", "item": "x y", "env": {{"MINE": "1", "LD_PRELOAD": "/x"}}, {action}}}"#
+        ))
+        .unwrap()
+    }
+
+    fn names(action: &str) -> BTreeMap<OsString, OsString> {
+        let own = [
+            ("HOME", "/home/u"),
+            ("PATH", "/usr/bin"),
+            ("CLAUDE_CODE_SESSION_ID", "s"),
+            ("CLAUDE_CODE_MESSAGING_TOKEN", "t"),
+            ("CLAUDE_CONFIG_DIR", "/c"),
+            ("CLAUDECODE", "1"),
+            ("AI_AGENT", "x"),
+            ("ANTHROPIC_API_KEY", "k"),
+            ("CPW_TASK", "forged"),
+            ("CPW_STATE_DIR", "/s"),
+            ("MY_OWN", "kept"),
+        ];
+        let identity = Identity {
+            run: "r",
+            run_dir: Path::new("/p/.claude/runs/r"),
+            worker: "W1",
+            attempt: 2,
+            token: 9,
+            out: Path::new("/o"),
+            prompt_file: None,
+            needs: Path::new("/n"),
+            trace: "0123456789abcdef0123456789abcdef",
+            cpw_dir: Some(Path::new("/opt/cpw")),
+        };
+        build(own.map(|(n, v)| (n.into(), v.into())), &task(action), &identity).into_iter().collect()
+    }
+
+    #[test]
+    fn keys_and_session_marks_stay_behind() {
+        let shell = names(r#""shell": "true""#);
+        for gone in [
+            "CLAUDE_CODE_SESSION_ID",
+            "CLAUDE_CODE_MESSAGING_TOKEN",
+            "CLAUDECODE",
+            "AI_AGENT",
+            "ANTHROPIC_API_KEY",
+            "LD_PRELOAD",
+        ] {
+            assert!(!shell.contains_key(OsStr::new(gone)), "{gone}");
+        }
+        assert_eq!(shell[OsStr::new("MY_OWN")], "kept");
+        assert_eq!(shell[OsStr::new("MINE")], "1");
+        assert_eq!(shell[OsStr::new("CPW_TASK")], "a");
+        assert_eq!(shell[OsStr::new("CPW_ITEM")], "x y");
+        assert_eq!(shell[OsStr::new("PATH")], "/usr/bin:/opt/cpw");
+    }
+
+    #[test]
+    fn a_headless_client_keeps_its_login_but_not_the_session() {
+        let claude = names(r#""claude": {"prompt": "p"}"#);
+        assert!(claude.contains_key(OsStr::new("ANTHROPIC_API_KEY")));
+        assert!(claude.contains_key(OsStr::new("CLAUDE_CONFIG_DIR")));
+        assert!(!claude.contains_key(OsStr::new("CLAUDE_CODE_SESSION_ID")));
+        assert!(!claude.contains_key(OsStr::new("CLAUDECODE")));
+    }
+}

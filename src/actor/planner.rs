@@ -1,0 +1,306 @@
+//! From a prompt to plans: which rules of the project's config match it, with what files, and why the others do not. It
+//! reads the project's config and looks which files exist; it starts nothing.
+//!
+//! Conditions are asked cheapest first: a rule's regex is compiled only when everything else holds.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::base::hex;
+use crate::base::ids::{RunId, SessionId};
+use crate::logic::conductor;
+use crate::model::check::{Defaults, Machine};
+use crate::model::config::{self, Config, ForEach, Rule};
+use crate::model::expand::{self, Match};
+use crate::model::glob::{self, Glob};
+use crate::model::json::Problem;
+use crate::model::plan::Plan;
+use crate::model::words::{self, Origin, Words};
+use crate::store::file;
+use crate::store::home::{self, State};
+use crate::store::project::{CONFIG, MAX_CONFIG};
+use crate::store::run;
+use crate::store::trust::{self, Trust};
+use crate::sys::host;
+
+/// How many files a glob of a rule may look at.
+const MAX_WALKED: usize = 50_000;
+
+/// How many files a glob of a rule may find.
+const MAX_FOUND: usize = 10_000;
+
+/// Folders that no glob looks into unless it names them.
+const SKIPPED: [&str; 4] = [".git", "node_modules", "target", ".claude"];
+
+/// A project's config, as its bytes are approved or not.
+#[derive(Debug)]
+pub enum Rules {
+    /// There is none.
+    None,
+    /// These bytes are not approved.
+    Unapproved {
+        /// Their hash, in hex.
+        sha256: String,
+        /// What was said of the config.
+        trust: Trust,
+    },
+    /// They are approved, but are not a config.
+    Broken(Vec<Problem>),
+    /// They may start work.
+    Ready(Box<Config>),
+}
+
+/// What this machine has.
+pub fn machine() -> Machine {
+    Machine { cores: host::cores(), mem_mib: host::available_memory_mib().unwrap_or(4096) }
+}
+
+/// Reads the config of `project` once; what is checked against the approval is what is parsed. `state` is `None` where
+/// there is no state directory, so that nothing was ever approved.
+pub fn rules(project: &Path, state: Option<&State>) -> anyhow::Result<Rules> {
+    let Some(bytes) = file::read(&project.join(CONFIG), MAX_CONFIG)? else {
+        return Ok(Rules::None);
+    };
+    let sha256 = hex::sha256(&bytes);
+    let trust = match state {
+        Some(state) => Trust::of(state, &trust::config_path(project)?, &sha256)?,
+        None => Trust::Unknown,
+    };
+    if trust != Trust::Approved {
+        return Ok(Rules::Unapproved { sha256, trust });
+    }
+    let config = match config::parse(&bytes) {
+        Ok(config) => config,
+        Err(problems) => return Ok(Rules::Broken(problems)),
+    };
+    Ok(match user_defaults()? {
+        Ok(user) => Rules::Ready(Box::new(config.with_user_defaults(&user))),
+        Err(problems) => Rules::Broken(problems),
+    })
+}
+
+/// The user's own defaults, empty where there are none.
+pub fn user_defaults() -> anyhow::Result<Result<config::UserConfig, Vec<Problem>>> {
+    Ok(match file::read(&home::config_home()?, MAX_CONFIG)? {
+        Some(bytes) => config::user_config(&bytes),
+        None => Ok(config::UserConfig::default()),
+    })
+}
+
+/// Why a rule does not match a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Why {
+    /// The prompt names too few files that exist.
+    Files {
+        /// How many it names.
+        found: usize,
+        /// How many it must name.
+        min: usize,
+    },
+    /// No file matches the rule's glob.
+    Glob,
+    /// The regex does not match the user's own words.
+    Words,
+    /// It does, but nothing is asked for: a question, a report, a negation, or talk about the word.
+    NotAsked,
+    /// `not` matches.
+    Excluded,
+    /// The plan cannot be made.
+    Problems(Vec<Problem>),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Files { found, min } => {
+                write!(f, "the prompt names {found} existing files, at least {min} are needed")
+            }
+            Why::Glob => f.write_str("no file matches its glob"),
+            Why::Words => f.write_str("its words do not occur outside of quotes, code and pasted text"),
+            Why::NotAsked => f.write_str("its words occur, but the sentence does not ask for it"),
+            Why::Excluded => f.write_str("`not` matches"),
+            Why::Problems(problems) => f.write_str(&crate::model::json::list(problems)),
+        }
+    }
+}
+
+/// A rule and what became of it.
+#[derive(Debug)]
+pub struct Considered {
+    /// The rule's name.
+    pub rule: String,
+    /// The plan, or why there is none.
+    pub outcome: Result<Plan, Why>,
+}
+
+/// Why no rule was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ignored {
+    /// Nobody typed it.
+    Machine,
+    /// It begins with `!cpw off`.
+    Off,
+}
+
+/// A prompt in its surroundings.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The project's root, canonical.
+    pub project: &'a Path,
+    /// The session's current directory: files may be named relative to it.
+    pub cwd: &'a Path,
+    /// The prompt.
+    pub prompt: &'a str,
+    /// The session that asks.
+    pub session: Option<&'a SessionId>,
+}
+
+/// What of a prompt is examined, in bytes at each end. Who pastes more has pasted a file or a log; what is asked for stands
+/// before or behind it.
+const EXAMINED: usize = 64 * 1024;
+
+/// How many names in a prompt are looked for on the disk.
+const MAX_MENTIONS: usize = 1000;
+
+fn examined(prompt: &str) -> Cow<'_, str> {
+    if prompt.len() <= 2 * EXAMINED {
+        return Cow::Borrowed(prompt);
+    }
+    let head = prompt.floor_char_boundary(EXAMINED);
+    let tail = prompt.ceil_char_boundary(prompt.len() - EXAMINED);
+    Cow::Owned(format!("{}\n\n{}", &prompt[..head], &prompt[tail..]))
+}
+
+/// Asks every rule of `config` about a prompt.
+pub fn consider(config: &Config, asked: Asked<'_>) -> Result<Vec<Considered>, Ignored> {
+    if words::origin(asked.prompt) == Origin::Machine {
+        return Err(Ignored::Machine);
+    }
+    if words::says_off(asked.prompt) {
+        return Err(Ignored::Off);
+    }
+    let words = Words::read(&examined(asked.prompt));
+    let mut files = None;
+    Ok(config
+        .rules
+        .iter()
+        .map(|rule| Considered { rule: rule.name.clone(), outcome: ask(rule, config, asked, &words, &mut files) })
+        .collect())
+}
+
+fn ask(
+    rule: &Rule,
+    config: &Config,
+    asked: Asked<'_>,
+    words: &Words,
+    files: &mut Option<Vec<String>>,
+) -> Result<Plan, Why> {
+    let wants_files = rule.when.files.is_some() || rule.for_each == Some(ForEach::Files);
+    let mut named = Vec::new();
+    if wants_files {
+        let min = rule.min_files();
+        if words.mentions().len() < min {
+            return Err(Why::Files { found: 0, min });
+        }
+        named.clone_from(files.get_or_insert_with(|| existing(asked, words.mentions())));
+        if let Some(pattern) = rule.when.files.as_ref().and_then(|f| f.glob.as_deref())
+            && let Ok(glob) = Glob::path(pattern)
+        {
+            named.retain(|f| glob.matches(f));
+        }
+        if named.len() < min {
+            return Err(Why::Files { found: named.len(), min });
+        }
+    }
+    let mut groups = Vec::new();
+    if rule.when.prompt.is_some() {
+        let hits = rule.prompt_matches(words.own());
+        if hits.is_empty() {
+            return Err(Why::Words);
+        }
+        let Some(hit) = hits.iter().find(|hit| words.asks(hit.at.clone())) else {
+            return Err(Why::NotAsked);
+        };
+        groups = hit.group_texts(words.own()).into_iter().map(ToOwned::to_owned).collect();
+    }
+    if rule.is_excluded(words.own()) {
+        return Err(Why::Excluded);
+    }
+    if let Some(pattern) = &rule.when.glob
+        && find(asked.project, pattern, 1).is_empty()
+    {
+        return Err(Why::Glob);
+    }
+    let globbed = match &rule.for_each {
+        Some(ForEach::Glob(pattern)) => find(asked.project, pattern, MAX_FOUND),
+        _ => Vec::new(),
+    };
+    let run = run::new_id();
+    let prompt_file = prompt_file(asked.project, &run);
+    let found = Match { rule, prompt: asked.prompt, prompt_file: &prompt_file, files: named, globbed, groups };
+    let defaults = Defaults { settings: &config.settings, machine: machine() };
+    expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)
+}
+
+fn prompt_file(project: &Path, run: &RunId) -> String {
+    run::runs_path(project).join(run.as_str()).join(run::PROMPT).to_string_lossy().into_owned()
+}
+
+/// Which of the names in a prompt are files: below the project as relative paths, others as absolute ones.
+fn existing(asked: Asked<'_>, mentions: &[String]) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let mut out = Vec::new();
+    for mention in mentions.iter().take(MAX_MENTIONS) {
+        let named = Path::new(mention);
+        let candidates = [asked.cwd.join(named), asked.project.join(named)];
+        let Some(path) = candidates.iter().find(|p| p.is_file()) else { continue };
+        let normal = conductor::normalise(&path.to_string_lossy());
+        let shown =
+            Path::new(&normal).strip_prefix(asked.project).map_or(normal.clone(), |p| p.to_string_lossy().into());
+        if seen.insert(shown.clone()) {
+            out.push(shown);
+        }
+    }
+    out
+}
+
+/// Files of the project that match a glob, sorted, at most `most`. Links are not followed.
+fn find(project: &Path, pattern: &str, most: usize) -> Vec<String> {
+    let Ok(glob) = Glob::path(pattern) else { return Vec::new() };
+    let base = glob::base(pattern);
+    let mut folders: Vec<PathBuf> = vec![project.join(base)];
+    let mut out = Vec::new();
+    let mut walked = 0;
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        let mut entries: Vec<_> = entries.flatten().collect();
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        let mut below = Vec::new();
+        for entry in entries {
+            walked += 1;
+            if walked > MAX_WALKED || out.len() >= most {
+                out.sort();
+                return out;
+            }
+            let Ok(kind) = entry.file_type() else { continue };
+            let path = entry.path();
+            if kind.is_dir() {
+                let name = entry.file_name();
+                if !SKIPPED.iter().any(|s| name == *s && !pattern.contains(s)) {
+                    below.push(path);
+                }
+            } else if kind.is_file()
+                && let Ok(relative) = path.strip_prefix(project)
+                && let Some(relative) = relative.to_str()
+                && glob.matches(relative)
+            {
+                out.push(relative.to_owned());
+            }
+        }
+        folders.extend(below.into_iter().rev());
+    }
+    out.sort();
+    out
+}

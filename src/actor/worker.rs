@@ -1,0 +1,537 @@
+//! A worker: a slot that takes the next ready task, runs it, takes the next, and leaves when none can come. One thread, one
+//! loop: look at the attempt → one transaction → act on it → wait for a descriptor or a moment.
+//!
+//! The one that holds `leader.lock` also notices dead workers and starts new ones. That is a convenience: every worker takes
+//! the same steps, and when the leader goes, the next one leads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use crate::actor::attempt::{self, Attempt, Ending, Id, Making, Why};
+use crate::actor::crew::{self, Life};
+use crate::base::env;
+use crate::base::ids::WorkerNo;
+use crate::logic::sched::{self, Facts};
+use crate::logic::state::State;
+use crate::model::event::{Body, Draft, Ended, Process, Progress, Reason, Started};
+use crate::model::plan::Plan;
+use crate::store::log::{LogError, Tx};
+use crate::store::run::{BELLS, LEADER_LOCK, Run};
+use crate::sys::bell::Bell;
+use crate::sys::clock;
+use crate::sys::lock;
+use crate::sys::poll;
+use crate::sys::process;
+use crate::sys::signals::Termination;
+use crate::sys::spawn;
+use crate::sys::tree;
+
+/// The longest time without a look, should every wake-up be lost.
+const SAFETY: Duration = Duration::from_mins(1);
+
+/// How long the rest of a dead worker's task may take to go away before others do something else in between.
+const ORPHAN_BUDGET: Duration = Duration::from_secs(2);
+
+/// Pause before the next look when an orphan is still there or the log is busy.
+const AGAIN_MS: u64 = 250;
+
+/// Progress of an attempt is written at most this often, in milliseconds.
+const PROGRESS_MS: u64 = 1000;
+
+/// How long the log may be unusable before a worker gives up, in milliseconds.
+const PATIENCE_MS: u64 = 60_000;
+
+/// What a worker is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duty {
+    /// Whatever is ready.
+    Slot,
+    /// One attempt of this task (its place in the plan), whether it is ready or not, and nothing else.
+    Only(usize),
+}
+
+/// A worker.
+#[derive(Debug)]
+pub struct Worker {
+    run: Run,
+    me: WorkerNo,
+    process: Process,
+    duty: Duty,
+    // Held for life: when it is free, this worker is dead.
+    _live: File,
+    bell: Bell,
+    lead: File,
+    leads: bool,
+    synced: bool,
+    leader_fd: Option<OwnedFd>,
+    peers: BTreeMap<u32, OwnedFd>,
+    hired: BTreeSet<i32>,
+    attempt: Option<Attempt>,
+    ending: Option<(Id, Ending)>,
+    progress: Option<Progress>,
+    progress_at_ms: u64,
+    dead: Vec<WorkerNo>,
+    look_at_ms: Option<u64>,
+    leaving: bool,
+    stuck_since_ms: Option<u64>,
+}
+
+/// What a transaction asks the worker to do once the lock is free.
+#[derive(Debug, Default)]
+struct Todo {
+    begin: Option<Id>,
+    hire: u32,
+    leave: bool,
+    changed: bool,
+}
+
+impl Worker {
+    /// A worker of `run` with the number `me`, whose life lock is `live`.
+    pub fn new(run: Run, me: WorkerNo, live: File, duty: Duty) -> io::Result<Worker> {
+        let bell = Bell::hang(&run.folder.dir.sub(BELLS)?)?;
+        let lead = run.folder.dir.open_rw(LEADER_LOCK)?;
+        Ok(Worker {
+            run,
+            me,
+            process: process::me(),
+            duty,
+            _live: live,
+            bell,
+            lead,
+            leads: false,
+            synced: false,
+            leader_fd: None,
+            peers: BTreeMap::new(),
+            hired: BTreeSet::new(),
+            attempt: None,
+            ending: None,
+            progress: None,
+            progress_at_ms: 0,
+            dead: Vec::new(),
+            look_at_ms: None,
+            leaving: false,
+            stuck_since_ms: None,
+        })
+    }
+
+    /// Works until nothing can come any more. `each` is called after every look, for whoever shows what happens; `tick` is
+    /// the longest time between two looks for them.
+    pub fn work(
+        mut self,
+        termination: &Termination,
+        tick: Option<Duration>,
+        mut each: impl FnMut(&Run),
+    ) -> Result<Run, LogError> {
+        spawn::become_subreaper().map_err(|source| LogError::Io { doing: "adopt orphans for", source })?;
+        loop {
+            if termination.take().is_some() {
+                // Leaving in order: the attempt is ended, others see it as lost and go on.
+                self.leaving = true;
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.end(Why::Fenced);
+                }
+            }
+            let done = match self.turn() {
+                Ok(done) => {
+                    self.stuck_since_ms = None;
+                    done
+                }
+                Err(e) => {
+                    self.endure(e)?;
+                    false
+                }
+            };
+            each(&self.run);
+            if done {
+                return Ok(self.run);
+            }
+            self.wait(termination, tick.unwrap_or(SAFETY));
+        }
+    }
+
+    /// A log that cannot be used now may be usable in a moment: the task goes on, and its outcome is offered again. A
+    /// damaged one will not: its tasks are ended, because nobody could record what they do.
+    fn endure(&mut self, error: LogError) -> Result<(), LogError> {
+        let now = clock::mono_ms();
+        let since = *self.stuck_since_ms.get_or_insert(now);
+        tracing::warn!(%error, "the log could not be used");
+        let hopeless = matches!(error, LogError::Damaged(_) | LogError::Newer(_) | LogError::Line(_));
+        if !hopeless && now.saturating_sub(since) < PATIENCE_MS {
+            self.look_at_ms = Some(now + AGAIN_MS);
+            return Ok(());
+        }
+        if let Some(mut attempt) = self.attempt.take() {
+            attempt.end(Why::Fenced);
+            let deadline = now + PATIENCE_MS;
+            while attempt.look(None).1.is_none() && clock::mono_ms() < deadline {
+                let pause = attempt.next_look().map_or(AGAIN_MS, |at| at.saturating_sub(clock::mono_ms()).max(1));
+                drop(poll::wait(&[], Some(Duration::from_millis(pause))));
+            }
+        }
+        Err(error)
+    }
+
+    /// One look, one transaction, and what follows from it. Returns whether the worker leaves.
+    fn turn(&mut self) -> Result<bool, LogError> {
+        self.look_at_ms = None;
+        self.bell.drain();
+        self.run.refresh()?;
+        self.follow_leader();
+        self.watch_attempt();
+        self.find_dead();
+        let todo = self.transact()?;
+        if let Some(id) = todo.begin {
+            self.begin(id)?;
+        }
+        for _ in 0..todo.hire {
+            match crew::hire(&mut self.run) {
+                Ok(worker) => {
+                    self.meet(worker);
+                    self.spare_workers();
+                }
+                Err(error) => {
+                    // Fewer workers are slower, not wrong; the next look tries again.
+                    tracing::warn!(%error, "no further worker could be started");
+                    self.look_at_ms = Some(clock::mono_ms() + AGAIN_MS);
+                    break;
+                }
+            }
+        }
+        if todo.changed {
+            let over = self.run.state.view.ended.is_some();
+            self.run.save_index(over || self.leads);
+            self.run.folder.ring();
+        }
+        self.sync_at_ends(todo.hire == 0, todo.leave);
+        Ok(todo.leave)
+    }
+
+    /// The leader syncs the run to disk twice, once everybody works and when it leaves: nobody waits for it there.
+    fn sync_at_ends(&mut self, all_hired: bool, leaving: bool) {
+        let begun = all_hired && self.attempt.is_some() && !self.synced;
+        if self.leads && (begun || leaving) {
+            self.synced = true;
+            if let Err(error) = self.run.sync() {
+                tracing::warn!(%error, "the run could not be synced to disk");
+            }
+        }
+    }
+
+    /// Takes the lead if it is free, else remembers whose death to wait for.
+    fn follow_leader(&mut self) {
+        if self.leads || self.leader_fd.is_some() {
+            return;
+        }
+        for _ in 0..2 {
+            match lock::try_exclusive(&self.lead) {
+                Ok(true) => {
+                    self.leads = true;
+                    let line = format!("{}\n", self.process.pid);
+                    // For the others to find; they check the lock again after opening the process.
+                    drop(self.lead.set_len(0));
+                    drop(std::os::unix::fs::FileExt::write_at(&self.lead, line.as_bytes(), 0));
+                    let peers: Vec<u32> = self.run.state.view.workers.keys().copied().collect();
+                    for n in peers {
+                        self.meet(WorkerNo(n));
+                    }
+                    return;
+                }
+                Ok(false) => {
+                    let mut text = [0_u8; 16];
+                    let n = std::os::unix::fs::FileExt::read_at(&self.lead, &mut text, 0).unwrap_or(0);
+                    let pid = std::str::from_utf8(&text[..n]).ok().and_then(|t| t.trim().parse().ok());
+                    self.leader_fd = pid.and_then(|p| process::pidfd(p).ok());
+                    if self.leader_fd.is_some() {
+                        return;
+                    }
+                    self.look_at_ms = Some(clock::mono_ms() + AGAIN_MS);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "leader.lock could not be tried");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Watches another worker's process, if we lead.
+    fn meet(&mut self, worker: WorkerNo) {
+        let Some(process) = self.run.state.view.workers.get(&worker.0) else { return };
+        self.hired.insert(process.pid);
+        if worker != self.me
+            && self.leads
+            && !self.peers.contains_key(&worker.0)
+            && let Ok(fd) = process::pidfd(process.pid)
+        {
+            self.peers.insert(worker.0, fd);
+        }
+    }
+
+    /// Keeps the end of the attempt from reaching other workers, which may be below this one.
+    fn spare_workers(&mut self) {
+        if let Some(attempt) = &mut self.attempt {
+            let logged = self.run.state.view.workers.values().map(|p| p.pid);
+            attempt.spare(&logged.chain(self.hired.iter().copied()).collect::<Vec<i32>>());
+        }
+    }
+
+    fn watch_attempt(&mut self) {
+        self.spare_workers();
+        if let Some(attempt) = &mut self.attempt {
+            let state = &self.run.state;
+            let task = &state.tasks[attempt.id.index];
+            if task.open.as_ref().is_none_or(|open| open.token != attempt.id.token) {
+                attempt.end(Why::Fenced);
+            } else if state.view.cancelled || state.cancels.contains(&attempt.id.index) {
+                attempt.end(Why::Cancelled);
+            }
+            let (progress, ending) = attempt.look(task.line.as_deref());
+            if progress.is_some() {
+                self.progress = progress;
+            }
+            if let Some(ending) = ending {
+                self.ending = Some((attempt.id.clone(), ending));
+                self.attempt = None;
+            }
+        }
+        let mine: Vec<i32> = self.attempt.as_ref().map(|a| a.process().pid).into_iter().collect();
+        spawn::reap_adopted(&mine);
+    }
+
+    /// Looks which workers are dead, and ends what is left of their tasks: only then may the task be tried again.
+    fn find_dead(&mut self) {
+        self.dead.clear();
+        let view = &self.run.state.view;
+        if view.boot_id != clock::boot_id() {
+            return;
+        }
+        // Also who has left the list while an attempt of his is open: nobody else will end that.
+        let nobody = Process { pid: 0, start_time: 0, boot_id: String::new() };
+        let tasks = &self.run.state.tasks;
+        let holders = self.run.state.running.iter().filter_map(|&i| tasks[i].open.as_ref()).map(|o| o.worker.0);
+        let mut all: BTreeMap<u32, &Process> = holders.map(|n| (n, &nobody)).collect();
+        all.extend(view.workers.iter().map(|(n, p)| (*n, p)));
+        all.remove(&self.me.0);
+        let is_dead = |n: u32, p: &Process| crew::life(&self.run.folder, WorkerNo(n), p) == Life::Dead;
+        let dead: Vec<u32> = all.into_iter().filter(|(n, p)| is_dead(*n, p)).map(|(n, _)| n).collect();
+        for n in dead {
+            if self.end_orphans(WorkerNo(n)) {
+                self.peers.remove(&n);
+                self.dead.push(WorkerNo(n));
+            } else {
+                tracing::warn!(worker = n, "a dead worker's task is still running");
+                self.look_at_ms = Some(clock::mono_ms() + AGAIN_MS);
+            }
+        }
+    }
+
+    fn end_orphans(&self, dead: WorkerNo) -> bool {
+        let state = &self.run.state;
+        state.running.iter().all(|&i| {
+            let open = state.tasks[i].open.as_ref().filter(|open| open.worker == dead);
+            open.is_none_or(|open| {
+                let plan = &self.run.plan;
+                let id = plan.tasks[i].id.as_str();
+                // A pid from the log is believed only where the process itself carries the attempt's mark.
+                let number = open.number.to_string();
+                let mark = [(env::RUN, plan.run.as_str()), (env::TASK, id), (env::ATTEMPT, number.as_str())];
+                let leader = open.process.clone().filter(|p| process::is_marked(p, &mark));
+                let target = attempt::target(plan.run.as_str(), id, open.number, leader);
+                tree::kill_now(&target, ORPHAN_BUDGET)
+            })
+        })
+    }
+
+    fn transact(&mut self) -> Result<Todo, LogError> {
+        let boot_id = clock::boot_id();
+        let now_ms = clock::mono_ms();
+        let progress = self.due_progress(now_ms);
+        let facts = Facts { now_ms, boot_id, dead: &self.dead };
+        let busy = self.attempt.is_some();
+        if !self.has_business(facts, progress.is_some()) {
+            return Ok(Todo::default());
+        }
+        let (me, process, duty, leads, leaving) = (self.me, &self.process, self.duty, self.leads, self.leaving);
+        let attempt = self.attempt.as_ref().map(|a| a.id.clone());
+        let ending = self.ending.as_ref();
+        let cwd = |plan: &Plan, i: usize, project: &std::path::Path| {
+            plan.tasks[i].cwd.as_ref().map_or_else(|| project.to_owned(), |c| project.join(c))
+        };
+        let project = self.run.folder.project.clone();
+        let todo = self.run.transact(|tx, plan| {
+            let mut todo = Todo::default();
+            if !tx.fold.view.knows(me) {
+                tx.emit(Draft::worker(me, Body::WorkerStarted(process.clone())))?;
+            }
+            if let Some((id, ending)) = ending {
+                record(tx, plan, me, id, ending, facts)?;
+            } else if let (Some(id), Some(progress)) = (&attempt, &progress)
+                && is_open(tx.fold, id)
+            {
+                let task = &plan.tasks[id.index].id;
+                tx.emit(Draft::attempt(Some(me), task, id.number, Body::Progress(progress.clone())))?;
+            }
+            loop {
+                let next = sched::consequences(tx.fold, plan, facts);
+                if next.is_empty() {
+                    break;
+                }
+                for draft in next {
+                    tx.emit(draft)?;
+                }
+            }
+            let served = ending.is_some() && duty != Duty::Slot;
+            if !busy && !leaving && !served {
+                let next = match duty {
+                    Duty::Slot => sched::next_task(tx.fold, plan, facts),
+                    Duty::Only(i) => Some((i, tx.fold.tasks[i].attempts + 1))
+                        .filter(|_| tx.fold.view.ended.is_none() && !tx.fold.tasks[i].phase.is_final())
+                        .filter(|_| tx.fold.tasks[i].open.is_none()),
+                };
+                if let Some((index, number)) = next {
+                    let cwd = cwd(plan, index, &project).to_string_lossy().into_owned();
+                    let task = &plan.tasks[index];
+                    let started = Started { cwd, title: task.label(), mono_ms: facts.now_ms };
+                    let token = tx.emit(Draft::attempt(Some(me), &task.id, number, Body::Started(started)))?;
+                    todo.begin = Some(Id { index, number, token });
+                }
+            }
+            let idle = !busy && todo.begin.is_none();
+            let over = tx.fold.view.ended.is_some();
+            let useless = !leads && tx.fold.unstarted == 0;
+            if idle && (over || useless || leaving || duty != Duty::Slot) {
+                todo.leave = true;
+                let reason = if over {
+                    "the run is over"
+                } else if leaving {
+                    "told to end"
+                } else {
+                    "nothing to do"
+                };
+                tx.emit(Draft::worker(me, Body::WorkerExited(Reason { reason: reason.into() })))?;
+            } else if duty == Duty::Slot && leads {
+                todo.hire = sched::workers_wanted(tx.fold, plan, facts);
+            }
+            todo.changed = !tx.is_empty();
+            Ok(todo)
+        })?;
+        self.ending = None;
+        if progress.is_some() {
+            self.progress = None;
+            self.progress_at_ms = clock::mono_ms() + PROGRESS_MS;
+        }
+        Ok(todo)
+    }
+
+    fn due_progress(&mut self, now_ms: u64) -> Option<Progress> {
+        self.attempt.as_ref()?;
+        let progress = self.progress.clone()?;
+        if now_ms < self.progress_at_ms {
+            let at = self.progress_at_ms;
+            self.look_at_ms = Some(self.look_at_ms.map_or(at, |l| l.min(at)));
+            return None;
+        }
+        Some(progress)
+    }
+
+    /// Whether a transaction could change anything: a spurious wake-up must not take the lock.
+    fn has_business(&self, facts: Facts<'_>, progress: bool) -> bool {
+        let State { view, .. } = &self.run.state;
+        self.ending.is_some()
+            || progress
+            || self.leaving
+            || (self.attempt.is_none() && (view.ended.is_some() || self.duty != Duty::Slot))
+            || !view.knows(self.me)
+            || (self.attempt.is_none() && !self.leads && self.run.state.unstarted == 0)
+            || (self.attempt.is_none() && sched::next_task(&self.run.state, &self.run.plan, facts).is_some())
+            || (self.leads && sched::workers_wanted(&self.run.state, &self.run.plan, facts) > 0)
+            || !sched::consequences(&self.run.state, &self.run.plan, facts).is_empty()
+    }
+
+    fn begin(&mut self, id: Id) -> Result<(), LogError> {
+        let not_mine: Vec<i32> = self.hired.iter().copied().collect();
+        let run = &self.run;
+        let since = run.state.tasks[id.index].open.as_ref().map_or_else(clock::mono_ms, |o| o.since_ms);
+        let deadline = sched::attempt_deadline(&run.state, &run.plan, id.index, since);
+        let making =
+            Making { folder: &run.folder, plan: &run.plan, state: &run.state, worker: self.me, not_mine: &not_mine };
+        match Attempt::start(making, id.clone(), deadline) {
+            Ok(attempt) => {
+                let spawned = Body::Spawned(attempt.process().clone());
+                self.attempt = Some(attempt);
+                let me = self.me;
+                self.run.transact(|tx, plan| {
+                    if is_open(tx.fold, &id) {
+                        tx.emit(Draft::attempt(Some(me), &plan.tasks[id.index].id, id.number, spawned))?;
+                    }
+                    Ok(())
+                })
+            }
+            Err(reason) => {
+                let body = Body::Failed(Ended { reason, ..Ended::default() });
+                self.ending = Some((id, Ending { body, retryable: true }));
+                self.look_at_ms = Some(0);
+                Ok(())
+            }
+        }
+    }
+
+    fn wait(&mut self, termination: &Termination, longest: Duration) {
+        let now = clock::mono_ms();
+        let mut at = now.saturating_add(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
+        let attempt = self.attempt.as_ref().and_then(Attempt::next_look);
+        let idle = self.attempt.is_none() || self.leads;
+        let moment = sched::next_moment(&self.run.state, &self.run.plan).filter(|_| idle);
+        for earlier in [attempt, moment, self.look_at_ms].into_iter().flatten() {
+            at = at.min(earlier);
+        }
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.bell.fd(), termination.fd()];
+        fds.extend(self.attempt.as_ref().and_then(Attempt::fd));
+        let before_leader = fds.len();
+        fds.extend(self.leader_fd.as_ref().map(AsFd::as_fd));
+        let before_peers = fds.len();
+        fds.extend(self.peers.values().map(AsFd::as_fd));
+        let ready = poll::wait(&fds, Some(Duration::from_millis(at.saturating_sub(now)))).unwrap_or_default();
+        let is_ready = |i: usize| ready.get(i).copied().unwrap_or(false);
+        let leader_gone = before_leader < before_peers && is_ready(before_leader);
+        let gone: Vec<u32> =
+            self.peers.keys().enumerate().filter(|(i, _)| is_ready(before_peers + i)).map(|(_, n)| *n).collect();
+        if leader_gone {
+            self.leader_fd = None;
+        }
+        for n in gone {
+            self.peers.remove(&n);
+        }
+    }
+}
+
+fn is_open(state: &State, id: &Id) -> bool {
+    state.tasks[id.index].open.as_ref().is_some_and(|open| open.token == id.token)
+}
+
+/// Writes the outcome of an attempt, if it is still this worker's to write.
+fn record(
+    tx: &mut Tx<'_, State>,
+    plan: &Plan,
+    me: WorkerNo,
+    id: &Id,
+    ending: &Ending,
+    facts: Facts<'_>,
+) -> Result<(), LogError> {
+    if !is_open(tx.fold, id) {
+        return Ok(());
+    }
+    let retry_at = sched::retry_at(tx.fold, plan, id.index, facts).filter(|_| ending.retryable);
+    let again = |ended: &Ended| Ended { will_retry: retry_at.is_some(), retry_at, ..ended.clone() };
+    let body = match &ending.body {
+        Body::Failed(ended) => Body::Failed(again(ended)),
+        Body::TimedOut(ended) => Body::TimedOut(again(ended)),
+        Body::Lost(ended) => Body::Lost(again(ended)),
+        other => other.clone(),
+    };
+    tx.emit(Draft::attempt(Some(me), &plan.tasks[id.index].id, id.number, body))?;
+    Ok(())
+}
