@@ -17,7 +17,9 @@ compile_error!("cpw needs flock, FIFOs and process groups: on Windows build and 
 
 pub mod actor;
 pub mod base;
+pub mod cmd;
 pub mod logic;
 pub mod model;
 pub mod store;
 pub mod sys;
+pub mod ui;

@@ -1,0 +1,572 @@
+//! `cpw init`: wires cpw into Claude Code, and takes it out again.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::base::exit::{Exit, Wrong};
+use crate::base::text::one_line;
+use crate::model::schema;
+use crate::model::settings::{self, Form};
+use crate::model::starter::STARTER;
+use crate::store::file::{self, Rights};
+use crate::store::home::State;
+use crate::store::project;
+use crate::ui::print;
+
+/// The largest settings file that is edited, in bytes.
+const MAX_SETTINGS: u64 = 16 << 20;
+
+/// A prompt that matches a rule of [`starter`].
+const STARTER_PROMPT: &str = "Analyze a.py, b.py and c.py (name files that exist)";
+
+const EXAMPLES: &str = "Examples:
+  cpw init                for everybody who works on this project
+  cpw init --local        only here, not committed; a little faster
+  cpw init --user         for all your projects
+  cpw init --uninstall    take out what the first one added";
+
+/// Wire cpw into Claude Code's settings, or take it out again
+///
+/// Adds cpw's hooks to the project's .claude/settings.json, in a form that does nothing where cpw is not installed, and
+/// writes .claude/cpw.json to start from if there is none. Everything else in the file stays as it is, to the byte.
+/// Running it again changes nothing, or brings older entries of cpw up to date.
+#[derive(Debug, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub struct Args {
+    /// Wire .claude/settings.local.json, which is not committed, by cpw's absolute path
+    #[arg(long, conflicts_with = "user")]
+    pub local: bool,
+    /// Wire your own settings.json, for all projects, by cpw's absolute path
+    #[arg(long)]
+    pub user: bool,
+    /// Take cpw's hooks out of that file; everything else stays
+    #[arg(long)]
+    pub uninstall: bool,
+    /// Print what the settings file would be, and write nothing
+    #[arg(long)]
+    pub print: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let done = carry_out(args, &Surroundings::of_process()?)?;
+    print::raw(done.as_bytes());
+    Ok(Exit::Ok)
+}
+
+/// What the command finds around it.
+struct Surroundings {
+    cwd: PathBuf,
+    home: Option<PathBuf>,
+    /// `$CLAUDE_CONFIG_DIR`: where the client keeps the user's settings instead of `~/.claude`.
+    claude_config: Option<PathBuf>,
+    path: Option<OsString>,
+    exe: PathBuf,
+    state_dir: Option<PathBuf>,
+}
+
+impl Surroundings {
+    fn of_process() -> anyhow::Result<Self> {
+        let folder = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        Ok(Surroundings {
+            cwd: std::env::current_dir().context("cannot tell the current directory")?,
+            home: folder("HOME"),
+            claude_config: folder("CLAUDE_CONFIG_DIR"),
+            path: std::env::var_os("PATH"),
+            exe: std::env::current_exe().context("cannot tell where cpw is")?,
+            state_dir: None,
+        })
+    }
+
+    fn state(&self) -> anyhow::Result<State> {
+        self.state_dir.as_deref().map_or_else(State::open, State::open_at)
+    }
+
+    /// The path that hooks call cpw by: as PATH names it, if that is this program, since such a path outlives updates that
+    /// `current_exe` with its links resolved would not.
+    fn program(&self) -> anyhow::Result<String> {
+        let same = |candidate: &PathBuf| {
+            candidate.is_absolute()
+                && std::fs::canonicalize(candidate).is_ok_and(|p| Some(p) == self.exe.canonicalize().ok())
+        };
+        let on_path = self.path.iter().flat_map(std::env::split_paths).map(|dir| dir.join("cpw")).find(same);
+        let program = on_path.unwrap_or_else(|| self.exe.clone());
+        if program.file_name() != Some("cpw".as_ref()) {
+            let what = format!("this program is {}, and hooks are recognised by the name cpw", show(&program));
+            return Err(Wrong::with_hint(what, "install it under the name cpw").into());
+        }
+        let name = program.to_str().map(str::to_owned);
+        name.ok_or_else(|| Wrong::new(format!("the path of cpw, {}, is not UTF-8", show(&program))).into())
+    }
+
+    fn user_settings(&self) -> anyhow::Result<PathBuf> {
+        let folder = self.claude_config.clone().or_else(|| self.home.as_ref().map(|home| home.join(".claude")));
+        let folder = folder.ok_or_else(|| Wrong::with_hint("there is no place for your settings", "set HOME"))?;
+        Ok(folder.join("settings.json"))
+    }
+}
+
+/// A settings file as it was found.
+struct Found {
+    /// Behind symbolic links, where it is written.
+    target: PathBuf,
+    bytes: Option<Vec<u8>>,
+}
+
+/// Does what `args` say, and returns what there is to tell.
+fn carry_out(args: &Args, around: &Surroundings) -> anyhow::Result<String> {
+    let root = project::find(&around.cwd, around.home.as_deref()).context("cannot tell the current directory")?;
+    let user = around.user_settings();
+    let file = match args {
+        Args { user: true, .. } => user?,
+        Args { local: true, .. } => root.join(".claude/settings.local.json"),
+        _ => root.join(".claude/settings.json"),
+    };
+    let home = around.home.as_ref().and_then(|home| home.canonicalize().ok());
+    if !args.user && home.is_some_and(|home| home == root) {
+        let hint = "go into the project's folder, or wire all your projects: cpw init --user";
+        return Err(Wrong::with_hint(format!("{} is your home directory, not a project", show(&root)), hint).into());
+    }
+    let found = look(&file)?;
+    let wanted = if args.uninstall {
+        found.bytes.as_deref().map_or(Ok(None), settings::uninstall)
+    } else {
+        let form = if args.local || args.user { Form::Exec(around.program()?) } else { Form::Shared };
+        settings::install(found.bytes.as_deref(), &form).map(Some)
+    };
+    let wanted = wanted.map_err(|refused| {
+        let hint = "nothing was changed; mend the file, then run cpw init again";
+        Wrong::with_hint(format!("{}, {refused}", show(&file)), hint)
+    })?;
+    if args.print {
+        return Ok(wanted.map_or_else(String::new, |bytes| String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    let mut told = String::new();
+    if args.uninstall {
+        put(&found, wanted.as_deref(), around)?.tell(
+            &mut told,
+            &file,
+            "cpw's hooks are out of",
+            "no hook of cpw is in",
+        )?;
+        let config = root.join(project::CONFIG);
+        if !args.user && config.exists() {
+            writeln!(told, "{} stays: your rules. Without hooks they start nothing.", show(&config))?;
+        }
+    } else {
+        let starter = if args.user { None } else { write_starter(&root)? };
+        let made = match put(&found, wanted.as_deref(), around) {
+            Ok(made) => made,
+            Err(e) => {
+                // All or nothing: what was made for an installation that failed goes again.
+                if let Some(starter) = starter {
+                    starter.undo();
+                }
+                return Err(e);
+            }
+        };
+        made.tell(&mut told, &file, "cpw's hooks are in", "cpw's hooks are already in")?;
+        next_steps(&mut told, args, &root, starter.is_some())?;
+    }
+    elsewhere(&mut told, &file, &root, around)?;
+    Ok(told)
+}
+
+fn next_steps(told: &mut String, args: &Args, root: &Path, starter: bool) -> std::fmt::Result {
+    let config = root.join(project::CONFIG);
+    if args.user {
+        return writeln!(told, "Next: in a project, cpw init --local (or write {}), then cpw allow.", project::CONFIG);
+    }
+    if starter {
+        writeln!(told, "{} is there to start from: rules that say which prompts start what.", show(&config))?;
+        writeln!(told, "Next: read it, approve it with: cpw allow")?;
+        writeln!(told, "Then start claude here and type: {STARTER_PROMPT}")
+    } else {
+        writeln!(told, "Next: if {} is not approved yet: cpw allow", show(&config))
+    }
+}
+
+/// Names the other settings files that the client reads here and that call cpw too. The client runs equal calls once, and
+/// others each.
+fn elsewhere(told: &mut String, file: &Path, root: &Path, around: &Surroundings) -> std::fmt::Result {
+    // A file that cannot be read or understood calls nothing.
+    let calls = |path: &Path| {
+        let bytes = file::read(path, MAX_SETTINGS).ok().flatten().unwrap_or_default();
+        settings::wired(&bytes).unwrap_or_default()
+    };
+    let here = calls(file);
+    let project = [("", "settings.json"), (" --local", "settings.local.json")];
+    let mut all: Vec<_> = project.map(|(flag, name)| (flag, root.join(".claude").join(name))).into();
+    all.extend(around.user_settings().ok().map(|path| (" --user", path)));
+    for (flag, other) in all {
+        let there = if other == file { Vec::new() } else { calls(&other) };
+        if there.is_empty() {
+            continue;
+        }
+        writeln!(told, "Note: {} calls cpw too.", show(&other))?;
+        if here.iter().any(|call| there.iter().any(|other| other.0 == call.0 && other.1 != call.1)) {
+            writeln!(told, "      Each hook then runs twice; to take it out there: cpw init{flag} --uninstall")?;
+        }
+    }
+    Ok(())
+}
+
+fn show(path: &Path) -> String {
+    one_line(&path.to_string_lossy(), 500)
+}
+
+fn look(path: &Path) -> anyhow::Result<Found> {
+    let target = file::behind_links(path).with_context(|| format!("cannot follow the link {}", show(path)))?;
+    let bytes = file::read(&target, MAX_SETTINGS).map_err(|e| cannot("read", &target, &e))?;
+    Ok(Found { target, bytes })
+}
+
+fn cannot(verb: &str, path: &Path, e: &io::Error) -> anyhow::Error {
+    let hint = match e.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "nothing was changed; look at the rights and the owner of the file and its folder"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "nothing was changed; with cpw init --user your own settings are wired instead"
+        }
+        _ => "nothing was changed",
+    };
+    Wrong::with_hint(format!("cannot {verb} {}: {e}", show(path)), hint).into()
+}
+
+/// What became of the settings file.
+enum Put {
+    Nothing,
+    /// Written or removed, and where its former content is kept, if it had any.
+    Changed(Option<PathBuf>),
+}
+
+impl Put {
+    fn tell(&self, told: &mut String, file: &Path, changed: &str, nothing: &str) -> std::fmt::Result {
+        match self {
+            Put::Nothing => writeln!(told, "Nothing to do: {nothing} {}.", show(file)),
+            Put::Changed(backup) => {
+                writeln!(told, "Done: {changed} {}.", show(file))?;
+                backup.iter().try_for_each(|b| writeln!(told, "      As it was: {}", show(b)))
+            }
+        }
+    }
+}
+
+/// Makes the file what is wanted: these bytes, or gone.
+fn put(found: &Found, wanted: Option<&[u8]>, around: &Surroundings) -> anyhow::Result<Put> {
+    if found.bytes.as_deref() == wanted {
+        return Ok(Put::Nothing);
+    }
+    let target = &found.target;
+    let backup = match &found.bytes {
+        Some(bytes) if !bytes.is_empty() => Some(keep(&around.state()?, target, bytes)?),
+        _ => None,
+    };
+    // The client writes this file too, when somebody answers "always allow".
+    let now = file::read(target, MAX_SETTINGS).map_err(|e| cannot("read", target, &e))?;
+    if now != found.bytes {
+        let what = format!("{} has just been changed by another program", show(target));
+        return Err(Wrong::with_hint(what, "nothing was changed; run cpw init again").into());
+    }
+    let Some(wanted) = wanted else {
+        std::fs::remove_file(target).map_err(|e| cannot("remove", target, &e))?;
+        return Ok(Put::Changed(backup));
+    };
+    let folder = file::folder_of(target);
+    let made_folder = !folder.exists();
+    if made_folder {
+        std::fs::create_dir_all(folder).map_err(|e| cannot("make", folder, &e))?;
+    }
+    let old = std::fs::metadata(target).ok();
+    let rights = old.as_ref().map_or(Rights::Usual, Rights::Of);
+    file::replace(target, wanted, rights).map_err(|e| {
+        if made_folder {
+            drop(std::fs::remove_dir(folder));
+        }
+        cannot("write", target, &e)
+    })?;
+    Ok(Put::Changed(backup))
+}
+
+/// Keeps the former content in the state directory: not beside the file, where it would be committed.
+fn keep(state: &State, file: &Path, bytes: &[u8]) -> anyhow::Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = state.folder("backups")?;
+    let path_hash = crate::base::hex::sha256(file.as_os_str().as_bytes());
+    let name = file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let at = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3fZ");
+    let backup = folder.join(format!("{at}-{}-{name}", &path_hash[..8]));
+    file::replace(&backup, bytes, Rights::Private).with_context(|| format!("cannot write {}", show(&backup)))?;
+    Ok(backup)
+}
+
+/// A config that was written where none was.
+struct Starter {
+    file: PathBuf,
+    /// What its `$schema` names, for editors.
+    schema: PathBuf,
+    folder: Option<PathBuf>,
+}
+
+impl Starter {
+    fn undo(self) {
+        drop(std::fs::remove_file(self.file));
+        drop(std::fs::remove_file(self.schema));
+        if let Some(folder) = self.folder {
+            drop(std::fs::remove_dir(folder));
+        }
+    }
+}
+
+fn write_starter(root: &Path) -> anyhow::Result<Option<Starter>> {
+    let file = root.join(project::CONFIG);
+    if file.symlink_metadata().is_ok() {
+        return Ok(None);
+    }
+    let folder = file::folder_of(&file).to_owned();
+    let made_folder = !folder.exists();
+    if made_folder {
+        std::fs::create_dir(&folder).map_err(|e| cannot("make", &folder, &e))?;
+    }
+    let schema = folder.join("cpw.schema.json");
+    let made = Starter { file: file.clone(), schema: schema.clone(), folder: made_folder.then_some(folder) };
+    let described = format!("{:#}\n", schema::config_schema());
+    let written = file::replace(&schema, described.as_bytes(), Rights::Usual)
+        .and_then(|()| file::replace(&file, STARTER.as_bytes(), Rights::Usual));
+    if let Err(e) = written {
+        made.undo();
+        return Err(cannot("write", &file, &e));
+    }
+    Ok(Some(made))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    struct Scene {
+        tmp: tempfile::TempDir,
+        around: Surroundings,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let tmp = tempfile::tempdir().unwrap();
+            let at = tmp.path().canonicalize().unwrap();
+            for dir in ["home/project/.git", "home/project/src", "bin"] {
+                std::fs::create_dir_all(at.join(dir)).unwrap();
+            }
+            std::fs::write(at.join("bin/cpw"), "").unwrap();
+            let around = Surroundings {
+                cwd: at.join("home/project/src"),
+                home: Some(at.join("home")),
+                claude_config: None,
+                path: Some(at.join("bin").into()),
+                exe: at.join("bin/cpw"),
+                state_dir: Some(at.join("state")),
+            };
+            Scene { tmp, around }
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.tmp.path().canonicalize().unwrap().join(path)
+        }
+
+        fn init(&self, flags: &[&str]) -> anyhow::Result<String> {
+            let has = |flag| flags.contains(&flag);
+            let args =
+                Args { local: has("local"), user: has("user"), uninstall: has("uninstall"), print: has("print") };
+            carry_out(&args, &self.around)
+        }
+
+        /// Every file below, with its content and mode.
+        fn files(&self, below: &str) -> Vec<(PathBuf, u32, Vec<u8>)> {
+            let mut files = Vec::new();
+            let mut folders = vec![self.at(below)];
+            while let Some(folder) = folders.pop() {
+                for entry in std::fs::read_dir(folder).unwrap() {
+                    let path = entry.unwrap().path();
+                    let meta = path.symlink_metadata().unwrap();
+                    let bytes = if meta.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+                    if meta.is_dir() {
+                        folders.push(path.clone());
+                    }
+                    files.push((path, meta.mode(), bytes));
+                }
+            }
+            files.sort();
+            files
+        }
+    }
+
+    fn calls(path: &Path) -> Vec<String> {
+        let calls = settings::wired(&std::fs::read(path).unwrap()).unwrap();
+        calls.into_iter().map(|(_, command)| command).collect()
+    }
+
+    #[test]
+    fn a_project_is_wired_from_any_of_its_folders_and_unwired_again() {
+        let scene = Scene::new();
+        let told = scene.init(&[]).unwrap();
+        assert!(told.contains("cpw allow") && told.contains(STARTER_PROMPT), "{told}");
+        let settings = scene.at("home/project/.claude/settings.json");
+        assert_eq!(calls(&settings).len(), 5);
+        assert_eq!(std::fs::read_to_string(scene.at("home/project/.claude/cpw.json")).unwrap(), STARTER);
+        let before = scene.files("home");
+        assert!(scene.init(&[]).unwrap().contains("Nothing to do"));
+        assert_eq!(scene.files("home"), before);
+        let told = scene.init(&["uninstall"]).unwrap();
+        assert!(told.contains("stays"), "{told}");
+        assert!(!settings.exists());
+        assert!(scene.init(&["uninstall"]).unwrap().contains("Nothing to do"));
+        assert!(!scene.at("state/backups").exists() || scene.files("state/backups").len() == 1);
+    }
+
+    #[test]
+    fn an_existing_config_is_never_touched() {
+        let scene = Scene::new();
+        std::fs::create_dir(scene.at("home/project/.claude")).unwrap();
+        std::fs::write(scene.at("home/project/.claude/cpw.json"), "mine").unwrap();
+        scene.init(&["local"]).unwrap();
+        assert_eq!(std::fs::read_to_string(scene.at("home/project/.claude/cpw.json")).unwrap(), "mine");
+        assert_eq!(
+            calls(&scene.at("home/project/.claude/settings.local.json")),
+            vec![scene.at("bin/cpw").to_str().unwrap().to_owned(); 5]
+        );
+    }
+
+    #[test]
+    fn print_shows_and_writes_nothing() {
+        let scene = Scene::new();
+        let before = scene.files("");
+        for flags in [&["print"][..], &["print", "local"], &["print", "user"], &["print", "uninstall"]] {
+            let shown = scene.init(flags).unwrap();
+            assert_eq!(shown.is_empty(), flags.contains(&"uninstall"), "{shown}");
+        }
+        assert_eq!(scene.files(""), before);
+    }
+
+    #[test]
+    fn the_users_settings_follow_the_client_and_the_home_is_no_project() {
+        let mut scene = Scene::new();
+        scene.init(&["user"]).unwrap();
+        assert_eq!(calls(&scene.at("home/.claude/settings.json")).len(), 5);
+        assert!(!scene.at("home/project/.claude").exists() && !scene.at("home/.claude/cpw.json").exists());
+        // The home's own `.claude` makes no project of it.
+        scene.around.cwd = scene.at("home");
+        for flags in [&[][..], &["local"], &["uninstall"]] {
+            assert!(scene.init(flags).unwrap_err().downcast_ref::<Wrong>().unwrap().hint.is_some());
+        }
+        scene.around.claude_config = Some(scene.at("elsewhere"));
+        scene.init(&["user"]).unwrap();
+        assert_eq!(calls(&scene.at("elsewhere/settings.json")).len(), 5);
+    }
+
+    #[test]
+    fn wiring_in_two_files_is_said() {
+        let scene = Scene::new();
+        scene.init(&["user"]).unwrap();
+        let told = scene.init(&[]).unwrap();
+        assert!(told.contains("twice") && told.contains("cpw init --user --uninstall"), "{told}");
+        let told = scene.init(&["uninstall"]).unwrap();
+        assert!(told.contains("calls cpw too") && !told.contains("twice"), "{told}");
+        // Equal calls run once.
+        let told = scene.init(&["local"]).unwrap();
+        assert!(told.contains("calls cpw too") && !told.contains("twice"), "{told}");
+        scene.init(&["local", "uninstall"]).unwrap();
+        scene.init(&["user", "uninstall"]).unwrap();
+        assert!(!scene.init(&[]).unwrap().contains("too"));
+    }
+
+    #[test]
+    fn a_linked_file_is_written_through_with_its_mode_and_kept_aside() {
+        let scene = Scene::new();
+        std::fs::create_dir(scene.at("home/project/.claude")).unwrap();
+        let real = scene.at("home/dotfiles.json");
+        std::fs::write(&real, "{\"model\":\"opus\"}").unwrap();
+        std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let link = scene.at("home/project/.claude/settings.json");
+        symlink("../../dotfiles.json", &link).unwrap();
+        scene.init(&[]).unwrap();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(calls(&real).len(), 5);
+        assert_eq!(real.metadata().unwrap().mode() & 0o7777, 0o640);
+        let kept = scene.files("state/backups");
+        assert_eq!(kept.len(), 1);
+        assert_eq!((kept[0].1 & 0o7777, kept[0].2.as_slice()), (0o600, b"{\"model\":\"opus\"}".as_slice()));
+        scene.init(&["uninstall"]).unwrap();
+        assert_eq!(std::fs::read(&real).unwrap(), b"{\"model\":\"opus\"}");
+        // A link to a file that does not exist yet, and a ring.
+        std::fs::remove_file(&real).unwrap();
+        scene.init(&[]).unwrap();
+        assert_eq!(calls(&real).len(), 5);
+        std::fs::remove_file(&real).unwrap();
+        symlink("project/.claude/settings.json", &real).unwrap();
+        assert!(scene.init(&[]).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_done_leaves_everything_as_it_was() {
+        let scene = Scene::new();
+        std::fs::create_dir(scene.at("home/project/.claude")).unwrap();
+        let settings = scene.at("home/project/.claude/settings.json");
+        std::fs::write(&settings, "{\n  // mine\n}").unwrap();
+        let before = scene.files("");
+        let error = scene.init(&[]).unwrap_err();
+        assert!(
+            error.to_string().contains("line 2, column 3") && error.to_string().contains("settings.json"),
+            "{error}"
+        );
+        assert_eq!(scene.files(""), before);
+        // A folder in the file's place.
+        std::fs::remove_file(&settings).unwrap();
+        std::fs::create_dir(&settings).unwrap();
+        let before = scene.files("");
+        scene.init(&[]).unwrap_err();
+        assert_eq!(scene.files(""), before);
+        std::fs::remove_dir(&settings).unwrap();
+        // A state directory that cannot be used: found out only after the starter was written.
+        std::fs::write(&settings, "{}").unwrap();
+        std::fs::write(scene.at("state"), "").unwrap();
+        let before = scene.files("");
+        scene.init(&[]).unwrap_err();
+        assert_eq!(scene.files(""), before);
+    }
+
+    #[test]
+    fn a_file_that_the_client_writes_meanwhile_is_left_to_it() {
+        let scene = Scene::new();
+        let settings = scene.at("home/project/settings.json");
+        std::fs::write(&settings, "{}").unwrap();
+        let found = look(&settings).unwrap();
+        std::fs::write(&settings, "{\"permissions\":{}}").unwrap();
+        assert!(put(&found, Some(b"ours"), &scene.around).is_err());
+        assert!(put(&found, None, &scene.around).is_err());
+        assert_eq!(std::fs::read(&settings).unwrap(), b"{\"permissions\":{}}");
+    }
+
+    #[test]
+    fn a_folder_without_the_right_to_write_is_named() {
+        if crate::sys::process::user() == 0 {
+            // Root may write everywhere: shown with the error itself instead.
+            let e = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
+            assert!(format!("{}", cannot("write", Path::new("/p/x"), &e)).contains("/p/x"));
+            return;
+        }
+        let scene = Scene::new();
+        let project = scene.at("home/project");
+        std::fs::set_permissions(&project, std::fs::Permissions::from_mode(0o500)).unwrap();
+        let error = scene.init(&[]).unwrap_err();
+        std::fs::set_permissions(&project, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(error.to_string().contains("home/project/.claude"), "{error}");
+        assert!(!project.join(".claude").exists());
+    }
+}

@@ -1,0 +1,12 @@
+//! The commands that people type, one file each: its arguments as a clap type whose doc comment is its help, and one
+//! function `run(&Args) -> anyhow::Result<Exit>`. An error of type [`crate::base::exit::Wrong`] anywhere in the chain
+//! ends with exit code 3 and its hint, every other with 1.
+
+pub mod allow;
+pub mod deny;
+pub mod find;
+pub mod init;
+pub mod off;
+pub mod on;
+pub mod plan;
+pub mod schema;

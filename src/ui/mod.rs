@@ -1,0 +1,11 @@
+//! The terminal. What a person sees on stdout and stderr is written here and nowhere else (hooks write their protocol
+//! answer in `hook::answer`). A closed pipe is the reader's choice and no error.
+
+pub mod ask;
+pub mod board;
+pub mod lines;
+pub mod live;
+pub mod paint;
+pub mod print;
+pub mod table;
+pub mod when;

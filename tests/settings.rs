@@ -1,0 +1,412 @@
+//! Wiring and unwiring of `settings.json` over files in the shapes that people have (`tests/settings/*.json`), and over
+//! generated ones: installing twice is installing once, taking out restores the exact bytes, and what others do to the
+//! file in between survives.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+use cpw::model::settings::{Form, install, uninstall, wired};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const EVENTS: [&str; 5] = ["UserPromptSubmit", "PreToolUse", "PostToolUse", "PostToolBatch", "Stop"];
+
+fn forms() -> [Form; 2] {
+    [Form::Shared, Form::Exec("/opt/my tools/\"x\"/cpw".into())]
+}
+
+fn corpus() -> Vec<(String, Vec<u8>)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/settings");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 30, "{}", files.len());
+    files
+}
+
+fn show(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// As the client reads it. Depth and lone surrogates are beyond serde: `None`.
+fn parse(bytes: &[u8]) -> Option<Value> {
+    let text = std::str::from_utf8(bytes).unwrap().trim_start_matches('\u{FEFF}');
+    if text.trim().is_empty() { Some(json!({})) } else { serde_json::from_str(text).ok() }
+}
+
+/// What the client demands of a file lest it ignores it or an entry of it.
+fn assert_valid_for_the_client(settings: &Value) {
+    for event in EVENTS {
+        for group in settings["hooks"][event].as_array().unwrap() {
+            for handler in group["hooks"].as_array().unwrap() {
+                let kind = handler["type"].as_str().unwrap();
+                assert!(kind != "command" || handler["command"].is_string(), "{handler}");
+                assert!(handler.get("timeout").is_none_or(|t| t.as_f64().unwrap() > 0.0), "{handler}");
+            }
+        }
+    }
+}
+
+/// The value without cpw's groups, and with the containers gone that this leaves empty unless `before` has them.
+fn without_ours(after: &Value, before: &Value, form: &Form) -> Value {
+    let ours: Value = serde_json::from_slice(&install(None, form).unwrap()).unwrap();
+    let mut value = after.clone();
+    let hooks = value["hooks"].as_object_mut().unwrap();
+    for event in EVENTS {
+        let groups = hooks[event].as_array_mut().unwrap();
+        let at = groups.iter().position(|g| *g == ours["hooks"][event][0]).expect(event);
+        groups.remove(at);
+        if groups.is_empty() && before["hooks"].get(event).is_none() {
+            hooks.remove(event);
+        }
+    }
+    if hooks.is_empty() && before.get("hooks").is_none() {
+        value.as_object_mut().unwrap().remove("hooks");
+    }
+    value
+}
+
+fn check_round_trip(name: &str, before: &[u8], form: &Form) {
+    let after = install(Some(before), form).unwrap_or_else(|e| panic!("{name}: {e}\n{}", show(before)));
+    assert_eq!(show(&install(Some(&after), form).unwrap()), show(&after), "{name}: twice is not once");
+    assert_eq!(wired(&after).unwrap().len(), EVENTS.len(), "{name}\n{}", show(&after));
+    if let (Some(a), Some(b)) = (parse(&after), parse(before)) {
+        assert_valid_for_the_client(&a);
+        assert_eq!(without_ours(&a, &b, form), b, "{name}");
+    }
+    let back = uninstall(&after).unwrap().unwrap_or_else(|| panic!("{name}: removed\n{}", show(&after)));
+    assert_eq!(show(&back), show(before), "{name}: not restored from\n{}", show(&after));
+    assert_eq!(uninstall(before).unwrap().as_deref(), Some(before), "{name}: nothing to take out");
+}
+
+#[test]
+fn real_shapes_are_wired_once_and_restored_to_the_byte() {
+    for (name, before) in corpus() {
+        for form in forms() {
+            check_round_trip(&name, &before, &form);
+        }
+    }
+}
+
+#[test]
+fn a_new_file_goes_as_it_came_and_shows_the_wiring_by_hand() {
+    for form in forms() {
+        let made = install(None, &form).unwrap();
+        assert_valid_for_the_client(&parse(&made).unwrap());
+        assert_eq!(install(Some(&made), &form).unwrap(), made);
+        assert_eq!(uninstall(&made).unwrap(), None);
+    }
+    let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks.example.json");
+    let example = std::fs::read_to_string(example).unwrap();
+    assert_eq!(example, show(&install(None, &Form::Shared).unwrap()), "hooks.example.json shows another wiring");
+}
+
+#[test]
+fn the_wiring_is_the_one_that_the_hooks_are_built_for() {
+    let shared = parse(&install(None, &Form::Shared).unwrap()).unwrap();
+    let local = parse(&install(None, &Form::Exec("/bin/cpw".into())).unwrap()).unwrap();
+    for (event, args, timeout, matcher) in [
+        ("UserPromptSubmit", &["user-prompt-submit"][..], 10, Value::Null),
+        ("PreToolUse", &["pre-tool-use"], 600, json!("*")),
+        ("PostToolUse", &["post-tool-use", "--batched"], 10, json!("*")),
+        ("PostToolBatch", &["post-tool-batch"], 10, Value::Null),
+        ("Stop", &["stop"], 86_400, Value::Null),
+    ] {
+        for settings in [&shared, &local] {
+            let group = &settings["hooks"][event][0];
+            assert_eq!(group["matcher"], matcher, "{event}");
+            assert_eq!(group["hooks"][0]["timeout"], timeout, "{event}");
+        }
+        let command = shared["hooks"][event][0]["hooks"][0]["command"].as_str().unwrap();
+        assert!(command.ends_with(&format!("; exec cpw {}", args.join(" "))), "{command}");
+        assert_eq!(local["hooks"][event][0]["hooks"][0]["args"], json!(args));
+    }
+    assert_eq!(shared["hooks"].as_object().unwrap().len(), EVENTS.len());
+    assert_eq!(shared["hooks"]["Stop"][0]["hooks"][0]["statusMessage"], "cpw: waiting for workers");
+}
+
+/// The shell lines as the client runs them: `sh -c`, which is dash or bash or another.
+#[test]
+fn the_shared_form_calls_cpw_and_is_silent_without_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let tmp = tempfile::tempdir().unwrap();
+    let stub = tmp.path().join("cpw");
+    std::fs::write(&stub, "#!/bin/sh\necho \"$0 $*\"\nexit 2\n").unwrap();
+    std::fs::set_permissions(&stub, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let empty = tmp.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let settings = parse(&install(None, &Form::Shared).unwrap()).unwrap();
+    let shells = ["/bin/sh", "/bin/dash", "/bin/bash", "/bin/busybox"];
+    for shell in shells.into_iter().filter(|shell| std::path::Path::new(shell).exists()) {
+        for event in EVENTS {
+            let line = settings["hooks"][event][0]["hooks"][0]["command"].as_str().unwrap();
+            let run = |path: &std::path::Path| {
+                let mut command = std::process::Command::new(shell);
+                command.args(shell.ends_with("busybox").then_some("sh")).args(["-c", line]);
+                command.env_clear().env("PATH", path).output().unwrap()
+            };
+            let there = run(tmp.path());
+            let called = format!("{} {}\n", stub.display(), line.rsplit_once("exec cpw ").unwrap().1);
+            assert_eq!((there.status.code(), show(&there.stdout)), (Some(2), called), "{shell}");
+            let missing = run(&empty);
+            assert!(missing.status.success() && missing.stdout.is_empty() && missing.stderr.is_empty(), "{shell}");
+        }
+    }
+}
+
+#[test]
+fn edits_of_others_between_install_and_uninstall_survive() {
+    for (name, before) in corpus() {
+        for form in forms() {
+            let after = show(&install(Some(&before), &form).unwrap());
+            // Another tool adds its handler behind ours, in our own group.
+            let call = after.find("pre-tool-use").unwrap();
+            let end = call + after[call..].find('}').unwrap() + 1;
+            let edited = format!("{}, {{\"type\":\"command\",\"command\":\"other\"}}{}", &after[..end], &after[end..]);
+            let back = uninstall(edited.as_bytes()).unwrap().unwrap();
+            assert_eq!(wired(&back).unwrap(), [], "{name}");
+            let Some(mut value) = parse(&back) else { continue };
+            let groups = value["hooks"]["PreToolUse"].as_array_mut().unwrap();
+            let kept = json!({"matcher": "*", "hooks": [{"type": "command", "command": "other"}]});
+            assert_eq!(groups.pop(), Some(kept), "{name}\n{}", show(&back));
+        }
+    }
+    // Around a file that cpw made: another key keeps it, and only that key stays.
+    let made = show(&install(None, &Form::Shared).unwrap());
+    let edited = made.replacen("{\n", "{\n  \"model\": \"opus\",\n", 1);
+    assert_eq!(show(&uninstall(edited.as_bytes()).unwrap().unwrap()), "{\n  \"model\": \"opus\"\n}\n");
+    let edited = format!("{},\n  \"model\": \"opus\"\n}}\n", made.strip_suffix("\n}\n").unwrap());
+    assert_eq!(show(&uninstall(edited.as_bytes()).unwrap().unwrap()), "{\n  \"model\": \"opus\"\n}\n");
+}
+
+#[test]
+fn a_file_that_another_tool_formatted_anew_still_loses_only_our_entries() {
+    for (name, before) in corpus() {
+        let Some(value) = parse(&install(Some(&before), &Form::Shared).unwrap()) else { continue };
+        for text in [serde_json::to_string(&value).unwrap(), serde_json::to_string_pretty(&value).unwrap()] {
+            let back = uninstall(text.as_bytes()).unwrap().unwrap();
+            assert_eq!(wired(&back).unwrap(), [], "{name}");
+            let mut expected = parse(&before).unwrap();
+            // What was empty before may be gone with our entries: the one thing that the layout no longer tells.
+            if let Some(hooks) = expected.get_mut("hooks").and_then(Value::as_object_mut) {
+                hooks.retain(|_, list| list != &json!([]));
+            }
+            if expected.get("hooks") == Some(&json!({})) {
+                expected.as_object_mut().unwrap().remove("hooks");
+            }
+            assert_eq!(parse(&back).unwrap(), expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn other_forms_of_ours_are_replaced_where_they_stand() {
+    for (name, before) in corpus() {
+        let [shared, local] = forms();
+        let moved = install(Some(&before), &shared).unwrap();
+        let moved = install(Some(&moved), &Form::Exec("/old/place/cpw".into())).unwrap();
+        let moved = install(Some(&moved), &local).unwrap();
+        assert_eq!(show(&moved), show(&install(Some(&before), &local).unwrap()), "{name}");
+    }
+    let old = r#"{
+  "hooks": {
+    "SessionStart": [{"hooks": [{"type": "command", "command": "cpw", "args": ["session-start"]}]}],
+    "PreToolUse": [
+      {"matcher": "Bash", "hooks": [{"type": "command", "command": "cpw pre-tool-use"}, {"type": "command", "command": "x"}]},
+      {"matcher": "*", "hooks": [{"type": "command", "command": "a"}]}
+    ],
+    "Stop": [
+      {"hooks": [{"type": "command", "command": "\"/opt/cpw\" stop"}, {"type": "command", "command": "beep"}]},
+      {"hooks": [{"type": "command", "command": "CPW_LOG=debug cpw stop"}]}
+    ]
+  }
+}
+"#;
+    let new = parse(&install(Some(old.as_bytes()), &Form::Shared).unwrap()).unwrap();
+    let ours = parse(&install(None, &Form::Shared).unwrap()).unwrap();
+    assert_eq!(new["hooks"].get("SessionStart"), None);
+    let first = json!({"matcher": "Bash", "hooks": [{"type": "command", "command": "x"}]});
+    let second = json!({"matcher": "*", "hooks": [{"type": "command", "command": "a"}]});
+    assert_eq!(new["hooks"]["PreToolUse"], json!([first, second, ours["hooks"]["PreToolUse"][0]]));
+    let beep = json!({"type": "command", "command": "beep"});
+    assert_eq!(new["hooks"]["Stop"], json!([{"hooks": [ours["hooks"]["Stop"][0]["hooks"][0], beep]}]));
+}
+
+#[test]
+fn the_style_of_the_file_is_kept() {
+    let tabs = show(&install(Some(&std::fs::read("tests/settings/tabs.json").unwrap()), &Form::Shared).unwrap());
+    assert!(
+        tabs.contains("\n\t\t\"Stop\": [\n\t\t\t{\n\t\t\t\t\"hooks\": [\n\t\t\t\t\t{\n\t\t\t\t\t\t\"type\""),
+        "{tabs}"
+    );
+    for name in ["crlf.json", "crlf-no-hooks.json", "crlf-bom.json"] {
+        let after =
+            show(&install(Some(&std::fs::read(format!("tests/settings/{name}")).unwrap()), &Form::Shared).unwrap());
+        assert_eq!(after.matches('\n').count(), after.matches("\r\n").count(), "{after:?}");
+    }
+    for name in ["minified.json", "minified-no-hooks.json", "empty-hooks-minified.json"] {
+        let before = std::fs::read(format!("tests/settings/{name}")).unwrap();
+        let after = show(&install(Some(&before), &forms()[1]).unwrap());
+        assert_eq!(after.trim_end().lines().count(), 1, "{after}");
+        assert!(!after.contains("\": ") && !after.contains(", "), "{after}");
+    }
+}
+
+#[test]
+fn what_cannot_be_edited_safely_is_refused_with_its_place() {
+    for (text, line, column, word) in [
+        ("// mine\n{}", 1, 1, "comment"),
+        ("{\n  /* x */ \"a\": 1\n}", 2, 3, "comment"),
+        ("{\n  \"a\": 1, // x\n  \"b\": 2\n}", 2, 11, "comment"),
+        ("{\n  \"a\": [1, 2,],\n}", 2, 13, "comma"),
+        ("{\"a\": 1,}", 1, 8, "comma"),
+        ("{\"ä\": 1 \"b\": 2}", 1, 9, "','"),
+        ("{'a': 1}", 1, 2, "double quotes"),
+        ("{a: 1}", 1, 2, "double quotes"),
+        ("{\"a\": 01}", 1, 8, "','"),
+        ("{\"a\": +1}", 1, 7, "value"),
+        ("{\"a\": NaN}", 1, 7, "value"),
+        ("{\"a\": 1.}", 1, 9, "digit"),
+        ("{\"a\": \"x\ny\"}", 1, 9, "line break"),
+        ("{\"a\": \"\\x\"}", 1, 8, "escape"),
+        ("{\"a\": \"\\u12g4\"}", 1, 8, "escape"),
+        ("{\"a\": \"x}", 1, 7, "does not end"),
+        ("{\"a\": 1", 1, 8, "ends"),
+        ("{} {}", 1, 4, "behind the end"),
+        ("[]", 1, 1, "object"),
+        ("null", 1, 1, "object"),
+        ("\u{FEFF}{\"a\" 1}", 1, 6, "':'"),
+        ("{\"a\": 1, \"\\u0061\": 2}", 1, 10, "twice"),
+        ("{\"hooks\": {}, \"hooks\": {}}", 1, 15, "twice"),
+        ("{\"hooks\": {\"Stop\": [], \"Stop\": []}}", 1, 24, "twice"),
+        ("{\"hooks\": []}", 1, 11, "object"),
+        ("{\"hooks\": null}", 1, 11, "object"),
+    ] {
+        for result in [install(Some(text.as_bytes()), &Form::Shared).err(), uninstall(text.as_bytes()).err()] {
+            let refused = result.unwrap_or_else(|| panic!("accepted: {text}"));
+            assert_eq!((refused.line, refused.column), (line, column), "{text}: {refused}");
+            assert!(refused.what.contains(word), "{text}: {refused}");
+        }
+    }
+    // Of the events that cpw is added to, also what the client would refuse.
+    for (text, column) in [
+        (r#"{"hooks": {"Stop": {}}}"#, 20),
+        (r#"{"hooks": {"Stop": [1]}}"#, 21),
+        (r#"{"hooks": {"Stop": [{"matcher": ""}]}}"#, 21),
+        (r#"{"hooks": {"Stop": [{"hooks": {}}]}}"#, 31),
+        (r#"{"hooks": {"Stop": [{"hooks": ["x"]}]}}"#, 32),
+        (r#"{"hooks": {"Stop": [{"hooks": [{"type": 1, "type": 2}]}]}}"#, 44),
+    ] {
+        let refused = install(Some(text.as_bytes()), &Form::Shared).expect_err(text);
+        assert_eq!((refused.line, refused.column), (1, column), "{text}: {refused}");
+    }
+    let refused = install(Some(b"{\n  \"a\": \"\xFF\"}"), &Form::Shared).unwrap_err();
+    assert_eq!((refused.line, refused.column), (2, 9));
+}
+
+/// JSON text in any layout: white space at each place that allows some.
+fn layout(value: &Value, spaces: &mut impl Iterator<Item = &'static str>, out: &mut String) {
+    let mut space = |out: &mut String| out.push_str(spaces.next().unwrap());
+    let (open, close, items): (_, _, Vec<(Option<&String>, &Value)>) = match value {
+        Value::Object(o) => ('{', '}', o.iter().map(|(k, v)| (Some(k), v)).collect()),
+        Value::Array(a) => ('[', ']', a.iter().map(|v| (None, v)).collect()),
+        plain => return out.push_str(&plain.to_string()),
+    };
+    out.push(open);
+    space(out);
+    for (i, (key, item)) in items.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+            out.push_str(spaces.next().unwrap());
+        }
+        if let Some(key) = key {
+            out.push_str(&Value::from(key.as_str()).to_string());
+            out.push_str(spaces.next().unwrap());
+            out.push(':');
+            out.push_str(spaces.next().unwrap());
+        }
+        layout(item, spaces, out);
+        out.push_str(spaces.next().unwrap());
+    }
+    out.push(close);
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[ -~äß\u{1F47E}\\n\"\\\\]{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::vec(("[a-z\"ä]{1,4}", inner), 0..3).prop_map(|m| Value::Object(m.into_iter().collect())),
+        ]
+    })
+}
+
+fn any_settings() -> impl Strategy<Value = Value> {
+    let handler = prop_oneof![
+        Just(json!({"type": "command", "command": "beep"})),
+        Just(json!({"type": "command", "command": "cpw", "args": ["status"], "timeout": 3})),
+        Just(json!({"command": "cpw stop || reboot", "type": "command"})),
+    ];
+    let group = (prop::option::of(prop_oneof!["\\*", "", "Bash"]), prop::collection::vec(handler, 0..3)).prop_map(
+        |(matcher, handlers)| match matcher {
+            Some(matcher) => json!({"matcher": matcher, "hooks": handlers}),
+            None => json!({"hooks": handlers}),
+        },
+    );
+    let event = prop_oneof![
+        prop::sample::select(EVENTS.to_vec()),
+        prop::sample::select(vec!["Notification", "SessionStart", "New"]),
+    ];
+    let hooks = prop::collection::vec((event, prop::collection::vec(group, 0..3)), 0..5)
+        .prop_map(|events| Value::Object(events.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect()));
+    let others = prop::collection::vec(("[a-z]{1,6}", any_json()), 0..4);
+    (others, prop::option::of((0..4_usize, hooks))).prop_map(|(others, hooks)| {
+        let mut members: Vec<(String, Value)> = others.into_iter().filter(|(k, _)| k != "hooks").collect();
+        if let Some((at, hooks)) = hooks {
+            members.insert(at.min(members.len()), ("hooks".into(), hooks));
+        }
+        Value::Object(members.into_iter().collect())
+    })
+}
+
+proptest! {
+    // A failure is printed whole; nothing is written into the source tree.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_settings_in_any_layout_are_wired_once_and_restored_to_the_byte(
+        value in any_settings(),
+        spaces in prop::collection::vec(
+            prop::sample::select(vec!["", "", " ", "\n", "\n  ", "\r\n\t", "\n\n    ", "  ", "\t"]), 1..40),
+        pretty in any::<Option<bool>>(),
+        ends in prop::sample::select(vec![("", ""), ("", "\n"), ("\u{FEFF}", "\r\n"), ("\n ", " \n\n")]),
+        form in prop::sample::select(forms().to_vec()),
+    ) {
+        let body = match pretty {
+            Some(true) => serde_json::to_string_pretty(&value).unwrap(),
+            Some(false) => value.to_string(),
+            None => {
+                let mut body = String::new();
+                layout(&value, &mut spaces.into_iter().cycle(), &mut body);
+                body
+            }
+        };
+        let before = format!("{}{body}{}", ends.0, ends.1);
+        check_round_trip("generated", before.as_bytes(), &form);
+    }
+
+    #[test]
+    fn no_bytes_make_it_fail_other_than_by_refusing(bytes in prop::collection::vec(
+        prop::sample::select(b"{}[]\":,\\ \n\t/hooksStp019.eu-\xC3\xA4".to_vec()), 0..40)) {
+        if let Ok(after) = install(Some(&bytes), &Form::Shared) {
+            prop_assert_eq!(uninstall(&after).unwrap(), Some(bytes));
+        }
+    }
+}
