@@ -17,6 +17,7 @@ compile_error!("cpw needs flock, FIFOs and process groups: on Windows build and 
 
 pub mod actor;
 pub mod base;
+pub mod cli;
 pub mod cmd;
 pub mod logic;
 pub mod model;

@@ -1,3 +1,5 @@
 //! The `cpw` program: a thin shell around the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cpw::cli::main()
+}

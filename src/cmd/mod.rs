@@ -3,10 +3,21 @@
 //! ends with exit code 3 and its hint, every other with 1.
 
 pub mod allow;
+pub mod cancel;
 pub mod deny;
+pub mod doctor;
+pub mod events;
 pub mod find;
+pub mod follow;
 pub mod init;
+pub mod inside;
+pub mod logs;
 pub mod off;
 pub mod on;
 pub mod plan;
+pub mod progress;
+pub mod result;
+pub mod run;
 pub mod schema;
+pub mod status;
+pub mod worker;

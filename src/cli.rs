@@ -1,0 +1,119 @@
+//! The command line: which commands there are, and how their results become an exit code. No behaviour: each command is
+//! a file of `cmd`.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::base::exit::{Exit, Wrong};
+use crate::cmd;
+use crate::ui::print;
+
+/// Parallel workers for Claude Code, started and coordinated by its hooks.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cpw",
+    version,
+    after_help = "Exit codes: 0 success · 1 the run or task failed, or the answer is no · 3 wrong usage or input · \
+                  4 timed out · 130 interrupted"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Wire cpw into Claude Code's settings, or take it out again
+    Init(cmd::init::Args),
+    /// Approve the project's rules: nothing of a project runs before
+    Allow(cmd::allow::Args),
+    /// Take an approval back
+    Deny(cmd::deny::Args),
+    /// Switch cpw off for this project or a session
+    Off(cmd::off::Args),
+    /// Switch it on again
+    On(cmd::on::Args),
+    /// Show what a prompt would start, and why or why not; starts nothing
+    Plan(cmd::plan::Args),
+    /// Print the JSON Schema of the config, a plan or an event
+    Schema(cmd::schema::Args),
+    /// Run a plan and show its progress until it ends
+    Run(cmd::run::Args),
+    /// Show the runs of this project, or one run in detail
+    Status(cmd::status::Args),
+    /// Show what tasks wrote to stdout and stderr
+    Logs(cmd::logs::Args),
+    /// Show the events of a run
+    Events(cmd::events::Args),
+    /// Print the result of a task
+    Result(cmd::result::Args),
+    /// Cancel a run, or one of its tasks
+    Cancel(cmd::cancel::Args),
+    /// Look for what keeps cpw from working here
+    Doctor(cmd::doctor::Args),
+    /// Inside a task: say how far it is
+    Progress(cmd::progress::Args),
+    /// Inside a task: say in one line what came out, for the session to read
+    Summary(cmd::progress::SummaryArgs),
+    /// Run one task in the foreground, or work on a run as one of its workers
+    Worker(cmd::worker::Args),
+}
+
+/// The definition of the command line, for help, completions and tests.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses the command line, runs the command, and turns what it returns into an exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are no errors, and go to stdout. Clap's own code for wrong usage is 2, which is never ours.
+            let wrong = e.use_stderr();
+            drop(e.print());
+            return if wrong { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    let result = match &cli.command {
+        Command::Init(args) => cmd::init::run(args),
+        Command::Allow(args) => cmd::allow::run(args),
+        Command::Deny(args) => cmd::deny::run(args),
+        Command::Off(args) => cmd::off::run(args),
+        Command::On(args) => cmd::on::run(args),
+        Command::Plan(args) => cmd::plan::run(args),
+        Command::Schema(args) => cmd::schema::run(args),
+        Command::Run(args) => cmd::run::run(args),
+        Command::Status(args) => cmd::status::run(args),
+        Command::Logs(args) => cmd::logs::run(args),
+        Command::Events(args) => cmd::events::run(args),
+        Command::Result(args) => cmd::result::run(args),
+        Command::Cancel(args) => cmd::cancel::run(args),
+        Command::Doctor(args) => cmd::doctor::run(args),
+        Command::Progress(args) => cmd::progress::run(args),
+        Command::Summary(args) => cmd::progress::run_summary(args),
+        Command::Worker(args) => cmd::worker::run(args),
+    };
+    match result {
+        Ok(Exit::Ok) if print::lost() => {
+            print::err("cpw: the output could not be written: the disk may be full");
+            Exit::Failed.into()
+        }
+        Ok(exit) => exit.into(),
+        Err(e) => report(&e).into(),
+    }
+}
+
+fn report(error: &anyhow::Error) -> Exit {
+    print::err(format_args!("cpw: {error:#}"));
+    let Some(wrong) = error.chain().find_map(|e| e.downcast_ref::<Wrong>()) else {
+        return Exit::Failed;
+    };
+    if let Some(hint) = &wrong.hint {
+        print::err(format_args!("hint: {hint}"));
+    }
+    Exit::Usage
+}

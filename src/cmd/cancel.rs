@@ -1,0 +1,113 @@
+//! `cpw cancel`: asks for a run, or one of its tasks, to be cancelled, and says what came of it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::actor::crew;
+use crate::base::exit::{Exit, Wrong};
+use crate::cmd::{find, follow};
+use crate::model::event::{Body, CancelRequested, Draft};
+use crate::store::registry;
+use crate::store::run::{BELLS, Run};
+use crate::sys::bell::Bell;
+use crate::sys::clock;
+use crate::sys::poll;
+use crate::ui::lines;
+use crate::ui::print;
+
+/// How long the effect is waited for, in milliseconds: longer than a task gets between SIGTERM and SIGKILL.
+const WAIT_MS: u64 = 8_000;
+
+/// Between two looks, should a ring be lost.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Cancel a run, or one of its tasks
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cpw cancel                    the newest run here, all of it\n  \
+    cpw cancel build              only the task `build` of it, and what needs it\n  \
+    cpw cancel --run 20261121-10  another run, by a unique beginning of its id\n\n\
+    Exit code: 0 it is cancelled, or going to be · 1 there was nothing to cancel any more")]
+pub struct Args {
+    /// The task: its id or a unique beginning of it (the whole run where absent)
+    task: Option<String>,
+    /// The run: its id or a unique beginning of it (the newest one here where absent)
+    #[arg(long, value_name = "RUN")]
+    run: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let project = find::project()?;
+    let folder = find::run(&project, args.run.as_deref())?;
+    if !registry::is_ours(&folder) {
+        return Err(Wrong::new(registry::FOREIGN).into());
+    }
+    let mut run = folder.open_run()?;
+    let index = args.task.as_deref().map(|given| find::task(&run.plan, given)).transpose()?;
+    // Hung before asking: the answer may come at once.
+    let bell = Bell::hang(&run.folder.dir.sub(BELLS)?).context("cannot wait for the effect")?;
+    let asked = match index {
+        None => follow::request_cancel(&mut run, "user")?,
+        Some(i) => request_task(&mut run, i)?,
+    };
+    let id = run.plan.run.clone();
+    if !asked {
+        match (index, &run.state.view.ended) {
+            (Some(i), _) if run.state.tasks[i].phase.is_final() => {
+                let phase = run.state.tasks[i].phase.word();
+                print::out(format_args!("{} is {phase} already; nothing to cancel", run.plan.tasks[i].id));
+            }
+            (_, Some(end)) => {
+                let verdict = lines::verdict(end.status);
+                print::out(format_args!("run {id} has ended already: {verdict}; nothing to cancel"));
+            }
+            _ => print::out("nothing to cancel"),
+        }
+        return Ok(Exit::Failed);
+    }
+    // Somebody has to act on it, also if all workers are dead.
+    crew::tend_run(&mut run).context("the wish is in the log, but no worker could be started to act on it")?;
+    let over = |run: &Run| index.map_or(run.state.view.ended.is_some(), |i| run.state.tasks[i].phase.is_final());
+    let deadline = clock::mono_ms() + WAIT_MS;
+    loop {
+        bell.drain();
+        run.refresh()?;
+        let now = clock::mono_ms();
+        if over(&run) || now >= deadline {
+            break;
+        }
+        let left = Duration::from_millis(deadline - now).min(AGAIN);
+        poll::wait(&[bell.fd()], Some(left)).context("cannot wait for the effect")?;
+    }
+    let tally = lines::tally(run.state.view.counts);
+    match index {
+        Some(i) if over(&run) => {
+            let task = &run.state.tasks[i];
+            print::out(format_args!("{} is {}", run.plan.tasks[i].id, task.phase.word()));
+        }
+        None if over(&run) => {
+            let verdict = run.state.view.ended.as_ref().map_or("ended", |e| lines::verdict(e.status));
+            print::out(format_args!("run {id} is {verdict}: {tally}"));
+        }
+        _ => print::out(format_args!("asked run {id} to cancel; it is still ending its tasks (`cpw status {id}`)")),
+    }
+    Ok(Exit::Ok)
+}
+
+/// Asks for one task; `false` if there is nothing to cancel.
+fn request_task(run: &mut Run, i: usize) -> anyhow::Result<bool> {
+    let asked = run.transact(|tx, plan| {
+        if tx.fold.view.ended.is_some() || tx.fold.tasks[i].phase.is_final() {
+            return Ok(false);
+        }
+        if !tx.fold.cancels.contains(&i) && !tx.fold.view.cancelled {
+            let wish = Body::CancelRequested(CancelRequested { by: "user".into() });
+            tx.emit(Draft::task(&plan.tasks[i].id, wish))?;
+        }
+        Ok(true)
+    });
+    run.folder.ring();
+    asked.context("cannot ask for the task to be cancelled")
+}

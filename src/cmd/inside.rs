@@ -1,0 +1,54 @@
+//! Who asks, for commands that only make sense inside a task: the run, task and attempt that the worker put into its
+//! environment.
+//!
+//! An attempt is recognised by its number: a task never has the same number twice in a run, so that a late word of an
+//! attempt that was given up finds another number open, or none.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::base::env;
+use crate::base::exit::Wrong;
+use crate::base::ids::{TaskId, WorkerNo};
+use crate::store::run::RunDir;
+
+/// The attempt that this process belongs to.
+#[derive(Debug)]
+pub struct Inside {
+    /// Its run's folder.
+    pub folder: RunDir,
+    /// Its task.
+    pub task: TaskId,
+    /// Which try, from 1.
+    pub attempt: u32,
+    /// Who runs it.
+    pub worker: WorkerNo,
+}
+
+/// The attempt that this process belongs to; an error that names what is missing where it belongs to none.
+pub fn attempt(command: &str) -> anyhow::Result<Inside> {
+    let missing: Vec<&str> = [env::RUN_DIR, env::TASK, env::ATTEMPT, env::TOKEN, env::WORKER]
+        .into_iter()
+        .filter(|name| std::env::var_os(name).is_none_or(|v| v.is_empty()))
+        .collect();
+    if !missing.is_empty() {
+        let what = format!("`cpw {command}` works inside a task only; not set: {}", missing.join(", "));
+        return Err(Wrong::with_hint(what, "call it from a task's command; its worker sets these variables").into());
+    }
+    let value = |name: &str| std::env::var(name).unwrap_or_default();
+    let wrong = |name: &str| Wrong::new(format!("{name} is '{}', which no worker has set", value(name)));
+    let task = TaskId::new(&value(env::TASK)).map_err(|_| wrong(env::TASK))?;
+    let attempt = value(env::ATTEMPT).parse().map_err(|_| wrong(env::ATTEMPT))?;
+    let worker = value(env::WORKER).parse().map_err(|()| wrong(env::WORKER))?;
+    let path = value(env::RUN_DIR);
+    let folder = RunDir::open_path(Path::new(&path)).with_context(|| format!("cannot open the run in {path}"))?;
+    Ok(Inside { folder, task, attempt, worker })
+}
+
+/// The folder of the run that this process is a task of, if it is one.
+pub fn own_run() -> anyhow::Result<Option<RunDir>> {
+    let Some(path) = std::env::var_os(env::RUN_DIR).filter(|v| !v.is_empty()) else { return Ok(None) };
+    let shown = path.to_string_lossy().into_owned();
+    RunDir::open_path(Path::new(&path)).map(Some).with_context(|| format!("cannot open the run in {shown}"))
+}

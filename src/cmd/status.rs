@@ -1,0 +1,399 @@
+//! `cpw status`: what runs here, how far it is, what went wrong. Whoever looks also helps: an open run whose workers are all
+//! dead gets a new one. The object that `--json` prints is described in `docs/status.md`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::actor::crew::{self, Life, Tended};
+use crate::base::exit::Exit;
+use crate::base::ids::{RunId, WorkerNo};
+use crate::base::text::one_line;
+use crate::cmd::find;
+use crate::logic::state::State;
+use crate::logic::view::{Phase, View};
+use crate::model::plan::Plan;
+use crate::store::home;
+use crate::store::hooklog;
+use crate::store::registry;
+use crate::store::run::{self, Run, RunDir, RunError};
+use crate::sys::clock;
+use crate::sys::process;
+use crate::ui::board;
+use crate::ui::lines;
+use crate::ui::paint::Paint;
+use crate::ui::print;
+use crate::ui::table;
+use crate::ui::when;
+
+/// Runs that are listed without `--all`.
+const LISTED: usize = 10;
+
+/// Hook errors older than this are not mentioned, in milliseconds.
+const RECENT_MS: u64 = 24 * 3600 * 1000;
+
+/// Hook errors that are counted, at most.
+const MAX_ERRORS: usize = 100;
+
+/// Show the runs of this project, or one run in detail
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cpw status               the newest runs here, open ones with their tasks\n  \
+    cpw status 20261121-10   one run in detail, by a unique beginning of its id\n  \
+    cpw status --json        for programs; docs/status.md describes the object\n\n\
+    An open run whose workers are all dead gets a new one: looking finishes what was left.")]
+pub struct Args {
+    /// The run: its id or a unique beginning of it
+    run: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+    /// All runs, not only the newest 10
+    #[arg(long, conflicts_with = "run")]
+    all: bool,
+}
+
+/// A run as it is shown.
+enum Shown {
+    /// With all its tasks.
+    Whole(Box<Whole>),
+    /// Ended: only what its index knows.
+    Brief(RunId, Box<View>),
+    /// Not readable.
+    Damaged(RunId, String),
+}
+
+struct Whole {
+    run: Run,
+    lives: Vec<(WorkerNo, i32, Life)>,
+    tended: Result<Tended, String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let project = find::project()?;
+    let (shown, more) = match &args.run {
+        Some(given) => {
+            let folder = find::run(&project, Some(given))?;
+            let id = folder.path().file_name().and_then(|n| RunId::new(n.to_str()?).ok());
+            (id.into_iter().filter_map(|id| look(&folder, id, true)).collect(), 0)
+        }
+        None => list(&project, args.all)?,
+    };
+    let errors = hook_errors();
+    if args.json {
+        let runs: Vec<Value> = shown.iter().map(run_json).collect();
+        let all =
+            json!({ "version": 1, "project": project, "runs": runs, "hook_errors": errors_json(errors.as_ref()) });
+        print::out(all);
+        return Ok(Exit::Ok);
+    }
+    let paint = Paint::for_stdout();
+    let mut out = String::new();
+    for one in &shown {
+        text(&mut out, one, args.run.is_some(), paint);
+    }
+    if shown.is_empty() {
+        let _ = writeln!(out, "no run in {}", project.display());
+    }
+    if more > 0 {
+        out.push_str(&paint.dim(format_args!("{more} older: cpw status --all\n")));
+    }
+    if let Some(Errors { count, last, file }) = &errors {
+        let n = if *count == 1 { "1 hook error".into() } else { format!("{count} hook errors") };
+        let error = one_line(last.error.as_deref().unwrap_or_default(), 120);
+        let line = format!("{n} in the last day, the last in {}: {error} (all in {file})\n", one_line(&last.hook, 40));
+        out.push_str(&paint.warn(line));
+    }
+    print::raw(out.as_bytes());
+    Ok(Exit::Ok)
+}
+
+fn list(project: &Path, all: bool) -> anyhow::Result<(Vec<Shown>, usize)> {
+    let ids = run::list(project)?;
+    let mut shown = Vec::new();
+    let mut ids = ids.into_iter();
+    while shown.len() < LISTED || all {
+        let Some(id) = ids.next() else { break };
+        shown.extend(RunDir::open(project, &id).ok().and_then(|folder| look(&folder, id, false)));
+    }
+    Ok((shown, ids.len()))
+}
+
+/// Looks at a run, and sees to it that somebody works on it. `None`: the folder holds no run.
+fn look(folder: &RunDir, id: RunId, whole: bool) -> Option<Shown> {
+    if !whole {
+        match folder.open_view() {
+            Ok(hooked) if hooked.view.ended.is_some() => return Some(Shown::Brief(id, Box::new(hooked.view))),
+            Ok(_) => {}
+            Err(RunError::NoRun(_)) => return None,
+            Err(e) => return Some(Shown::Damaged(id, e.to_string())),
+        }
+    }
+    let mut run = match folder.open_run() {
+        Ok(run) => run,
+        Err(RunError::NoRun(_)) => return None,
+        Err(e) => return Some(Shown::Damaged(id, e.to_string())),
+    };
+    let tended = crew::tend_run(&mut run).map_err(|e| e.to_string());
+    let lives = run.state.view.workers.iter();
+    let lives = lives.map(|(&n, p)| (WorkerNo(n), p.pid, crew::life(folder, WorkerNo(n), p))).collect();
+    Some(Shown::Whole(Box::new(Whole { run, lives, tended })))
+}
+
+/// A run's state in a word.
+fn word(view: &View) -> &'static str {
+    view.ended.as_ref().map_or("active", |e| lines::verdict(e.status))
+}
+
+/// A task's state in a word; a running one whose process was stopped is stalled.
+fn task_word(state: &State, i: usize) -> &'static str {
+    let task = &state.tasks[i];
+    let process = task.open.as_ref().and_then(|o| o.process.as_ref());
+    if process.and_then(process::exists).is_some_and(|s| matches!(s.state, 'T' | 't')) {
+        return "stalled";
+    }
+    task.phase.word()
+}
+
+struct Errors {
+    count: usize,
+    last: hooklog::Line,
+    file: String,
+}
+
+fn hook_errors() -> Option<Errors> {
+    let home = home::State::existing().ok().flatten()?;
+    let since = i64::try_from(clock::unix_ms().saturating_sub(RECENT_MS)).unwrap_or(0);
+    let mut errors = hooklog::errors(home.path(), MAX_ERRORS);
+    errors.retain(|line| when::unix_ms(&line.ts).is_some_and(|t| t >= since));
+    let count = errors.len();
+    let file = home.path().join(hooklog::NAME).display().to_string();
+    errors.into_iter().next().map(|last| Errors { count, last, file })
+}
+
+fn errors_json(errors: Option<&Errors>) -> Value {
+    errors.map_or(Value::Null, |e| json!({ "count": e.count, "last": e.last, "file": e.file }))
+}
+
+fn text(out: &mut String, shown: &Shown, detail: bool, paint: Paint) {
+    match shown {
+        Shown::Damaged(id, why) => {
+            let _ = writeln!(out, "{}  {}: {}", paint.bold(id), paint.bad("damaged"), one_line(why, 300));
+        }
+        Shown::Brief(id, view) => {
+            out.push_str(&head(id, view, None, paint));
+            out.push('\n');
+        }
+        Shown::Whole(whole) => whole_text(out, whole, detail, paint),
+    }
+}
+
+/// `20261121-101112-…  failed: x failed  3 done, 1 failed  5 min ago  rule analyze`
+fn head(id: &RunId, view: &View, took_ms: Option<u64>, paint: Paint) -> String {
+    let word = word(view);
+    let painted = match word {
+        "ok" => paint.good(word),
+        "failed" => paint.bad(word),
+        "cancelled" => paint.warn(word),
+        _ => paint.busy(word),
+    };
+    let mut line = format!("{}  {painted}", paint.bold(id));
+    if let Some(end) = view.ended.as_ref().filter(|e| word != "ok" && e.reason != word) {
+        let _ = write!(line, ": {}", one_line(&end.reason, 120));
+    }
+    let _ = write!(line, "  {}", lines::tally(view.counts));
+    if let Some(ms) = took_ms {
+        let _ = write!(line, " in {}", when::ms(ms));
+    }
+    if let Some(then) = when::of_run(id) {
+        line.push_str(&paint.dim(format_args!("  {}", when::ago(then, clock::unix_ms()))));
+    }
+    if let Some(rule) = &view.rule {
+        line.push_str(&paint.dim(format_args!("  rule {}", one_line(rule, 64))));
+    }
+    if view.cancelled && view.ended.is_none() {
+        line.push_str(&paint.warn("  cancelling"));
+    }
+    line
+}
+
+fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
+    let Whole { run, lives, tended } = whole;
+    let Run { plan, state, .. } = run;
+    let ended = state.view.ended.is_some();
+    let took = if ended { when::between(&state.first_ts, &state.last_ts) } else { None };
+    out.push_str(&head(&plan.run, &state.view, took, paint));
+    out.push('\n');
+    match tended {
+        Ok(Tended::Hired(worker)) => {
+            out.push_str(&paint.warn(format_args!("  all its workers are dead; started {worker} to finish it\n")));
+        }
+        Ok(Tended::Nobody) if !ended => {
+            let text = "  no worker is alive: they die again and again; see workers/*/logs/worker.jsonl\n";
+            out.push_str(&paint.bad(text));
+        }
+        Err(e) => {
+            let why = one_line(e, 300);
+            out.push_str(&paint.bad(format_args!("  no worker is alive and none could be started: {why}\n")));
+        }
+        Ok(Tended::Foreign) => out.push_str(&paint.warn(format_args!("  {}\n", registry::FOREIGN))),
+        Ok(Tended::Alive | Tended::Nobody) => {}
+    }
+    if detail {
+        if let Some(session) = &state.view.session {
+            let _ = writeln!(out, "  session {session}");
+        }
+        let _ = writeln!(out, "  folder {}", run.folder.shown());
+    }
+    if !ended && !lives.is_empty() {
+        let names: Vec<String> = lives
+            .iter()
+            .map(|(w, pid, life)| match life {
+                Life::Alive => format!("{w} (process {pid})"),
+                Life::Dead => paint.bad(format_args!("{w} dead")),
+            })
+            .collect();
+        let _ = writeln!(out, "  workers {}", names.join(", "));
+    }
+    let rows: Vec<Vec<String>> = (0..state.tasks.len()).map(|i| row(state, plan, i)).collect();
+    out.push_str(&table::lay_out(&rows, |r, c, cell| {
+        if c == 2 { paint.phase(state.tasks[r].phase, cell) } else { cell.to_owned() }
+    }));
+    if state.spent_usd > 0.0 {
+        let _ = writeln!(out, "  cost ${:.4}", state.spent_usd);
+    }
+}
+
+/// How long the open attempt has taken, or the last one took.
+fn duration_ms(state: &State, i: usize) -> Option<u64> {
+    let task = &state.tasks[i];
+    match &task.open {
+        Some(_) if state.view.boot_id != clock::boot_id() => None,
+        Some(open) => Some(clock::mono_ms().saturating_sub(open.since_ms)),
+        None => task.duration_ms,
+    }
+}
+
+fn eta_s(state: &State, i: usize) -> Option<u64> {
+    let task = &state.tasks[i];
+    task.open.as_ref()?;
+    board::eta_s(task, duration_ms(state, i)?, clock::unix_ms())
+}
+
+fn row(state: &State, plan: &Plan, i: usize) -> Vec<String> {
+    let task = &state.tasks[i];
+    let mut said = Vec::new();
+    if let Some(percent) = task.percent {
+        said.push(format!("{percent} %"));
+    }
+    if let Some(eta) = eta_s(state, i) {
+        said.push(format!("ETA {}", when::ms(eta * 1000)));
+    }
+    if task.attempts > 1 {
+        said.push(format!("attempt {} of {}", task.attempts, plan.tasks[i].retries + 1));
+    }
+    if task.phase == Phase::Waiting {
+        said.push(format!("needs {}", board::unmet(state, plan, i, 3)));
+    }
+    if task.phase == Phase::Retrying {
+        said.push(format!("again in {}", when::ms(task.retry_at.saturating_sub(clock::mono_ms()))));
+    }
+    let line = if task.open.is_some() { task.note.as_ref().or(task.line.as_ref()) } else { task.line.as_ref() };
+    said.extend(line.map(|l| one_line(l, 120)).filter(|l| !l.is_empty()));
+    vec![
+        " ".into(),
+        plan.tasks[i].id.to_string(),
+        task_word(state, i).into(),
+        task.worker.map(|w| w.to_string()).unwrap_or_default(),
+        duration_ms(state, i).map(when::ms).unwrap_or_default(),
+        said.join(" · "),
+    ]
+}
+
+fn counts_json(view: &View) -> Value {
+    let c = view.counts;
+    json!({
+        "total": c.total, "done": c.done, "failed": c.failed, "skipped": c.skipped, "cancelled": c.cancelled,
+        "open": c.open(),
+    })
+}
+
+fn run_json(shown: &Shown) -> Value {
+    let (id, view) = match shown {
+        Shown::Damaged(id, why) => return json!({ "run": id, "state": "damaged", "reason": why }),
+        Shown::Brief(id, view) => (id, &**view),
+        Shown::Whole(w) => (&w.run.plan.run, &w.run.state.view),
+    };
+    let mut o = Map::new();
+    let mut put = |key: &str, value: Value| {
+        if !value.is_null() {
+            o.insert(key.into(), value);
+        }
+    };
+    put("run", json!(id));
+    put("state", word(view).into());
+    put("reason", json!(view.ended.as_ref().map(|e| &e.reason)));
+    put("session", json!(view.session));
+    put("rule", json!(view.rule));
+    put("cancelling", (view.cancelled && view.ended.is_none()).into());
+    put("counts", counts_json(view));
+    let Shown::Whole(whole) = shown else { return o.into() };
+    let Whole { run, lives, tended } = &**whole;
+    let state = &run.state;
+    put("folder", json!(run.folder.path()));
+    put("started", json!(state.first_ts));
+    if view.ended.is_some() {
+        put("ended", json!(state.last_ts));
+        put("duration_ms", json!(when::between(&state.first_ts, &state.last_ts)));
+    }
+    put("max_workers", json!(state.max_workers));
+    put("cost_usd", json!(state.spent_usd));
+    let lives = lives.iter();
+    let alive = |l: &Life| *l == Life::Alive;
+    let workers: Vec<Value> =
+        lives.map(|(w, pid, life)| json!({ "worker": w, "pid": pid, "alive": alive(life) })).collect();
+    put("workers", workers.into());
+    put(
+        "hired",
+        match tended {
+            Ok(Tended::Hired(worker)) => json!(worker),
+            Ok(Tended::Alive | Tended::Nobody | Tended::Foreign) | Err(_) => Value::Null,
+        },
+    );
+    put("error", json!(tended.as_ref().err()));
+    let tasks: Vec<Value> = (0..state.tasks.len()).map(|i| task_json(run, i)).collect();
+    put("tasks", tasks.into());
+    o.into()
+}
+
+fn task_json(run: &Run, i: usize) -> Value {
+    let (state, plan) = (&run.state, &run.plan);
+    let task = &state.tasks[i];
+    let mut o = Map::new();
+    let mut put = |key: &str, value: Value| {
+        if !value.is_null() {
+            o.insert(key.into(), value);
+        }
+    };
+    put("task", json!(plan.tasks[i].id));
+    put("title", json!(plan.tasks[i].title));
+    put("state", task_word(state, i).into());
+    put("worker", json!(task.worker));
+    put("attempts", json!(task.attempts));
+    put("needs", json!(plan.tasks[i].needs));
+    put("percent", json!(task.percent));
+    put("eta_s", json!(eta_s(state, i)));
+    put("note", json!(task.note));
+    put("line", json!(task.line));
+    put("exit", json!(task.exit));
+    put("duration_ms", json!(duration_ms(state, i)));
+    put("started", json!(task.started));
+    put("ended", json!(task.ended));
+    put("result", json!(task.result));
+    if task.usage != crate::model::event::Usage::default() {
+        put("usage", json!(task.usage));
+    }
+    o.into()
+}

@@ -1,0 +1,199 @@
+//! `cpw worker`: what the prompt hook starts, detached, as `--run R --slot W`; and, for debugging, one task in the foreground
+//! with its output on the terminal.
+
+use std::fs::File;
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::actor::crew;
+use crate::actor::worker::{Duty, Worker};
+use crate::base::exit::{Exit, Wrong};
+use crate::base::ids::WorkerNo;
+use crate::cmd::find;
+use crate::logic::view::Phase;
+use crate::model::event::Verdict;
+use crate::model::plan::Plan;
+use crate::store::home::State;
+use crate::store::registry;
+use crate::store::run::{self, Origin, Run, RunDir};
+use crate::sys::signals;
+use crate::sys::spawn;
+use crate::ui::print;
+
+/// How often a foreground task's output is looked at.
+const TAIL: Duration = Duration::from_millis(100);
+
+/// Run one task in the foreground, or work on a run as one of its workers
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cpw worker --task analyze-api            one task of the newest run here, its output on the terminal\n  \
+    cpw worker --task build --plan plan.json the same, of a plan file, without what it needs\n  \
+    cpw worker --run 20261121-10             help with a run until nothing is left to do")]
+pub struct Args {
+    /// The task to run once, in the foreground
+    #[arg(long)]
+    task: Option<String>,
+    /// The run: its id or a unique beginning of it (the newest one here where absent)
+    #[arg(long, conflicts_with = "plan")]
+    run: Option<String>,
+    /// A plan file: makes a new run of the one task
+    #[arg(long, requires = "task")]
+    plan: Option<std::path::PathBuf>,
+    /// Also when what it needs is not done
+    #[arg(long, requires = "task")]
+    force: bool,
+    /// Set by cpw for a worker that it starts itself; stdin is then the lock of its life
+    #[arg(long, hide = true, requires = "run")]
+    slot: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    if let Some(slot) = &args.slot {
+        return slot_of(args, slot);
+    }
+    let project = find::project()?;
+    let Some(task) = &args.task else {
+        let run = find::run(&project, args.run.as_deref())?.open_run()?;
+        return help_with(run);
+    };
+    let (mut run, index) = if let Some(file) = &args.plan {
+        crate::cmd::run::refuse_below_client()?;
+        let plan = crate::cmd::plan::read(file, run::new_id())?;
+        single(&project, &plan, task)?
+    } else {
+        let run = find::run(&project, args.run.as_deref())?.open_run()?;
+        if run.state.view.ended.is_some() {
+            // After its end a run takes no further attempt: the task runs again in a run of its own.
+            let mut plan = run.plan.clone();
+            plan.run = run::new_id();
+            plan.session = None;
+            single(&project, &plan, task)?
+        } else {
+            let index = find::task(&run.plan, task)?;
+            (run, index)
+        }
+    };
+    check(&run, index, args.force)?;
+    let (me, live) = crew::enlist(&run.folder, run.state.view.last_worker)?;
+    let id = run.plan.tasks[index].id.clone();
+    print::err(format_args!("cpw: run {} · task {id} · {me}", run.plan.run));
+    let termination = signals::catch_termination()?;
+    let number = run.state.tasks[index].attempts + 1;
+    run.save_index(true);
+    let mut tail = Tail::new(run.folder.again()?, me, &id, number);
+    let run = Worker::new(run, me, live, Duty::Only(index))?.work(&termination, Some(TAIL), |_| tail.print())?;
+    tail.print();
+    let state = &run.state.tasks[index];
+    if let Some(line) = &state.line {
+        print::err(format_args!("cpw: {} {}: {}", id, state.phase.word(), crate::base::text::one_line(line, 300)));
+    }
+    if let Some(result) = &state.result {
+        print::err(format_args!("cpw: result in {}/{}", run.folder.shown(), result.path));
+    }
+    Ok(if state.phase == Phase::Done { Exit::Ok } else { Exit::Failed })
+}
+
+/// A new run of one task of `plan`, without what it needs.
+fn single(project: &std::path::Path, plan: &Plan, task: &str) -> anyhow::Result<(Run, usize)> {
+    let index = find::task(plan, task)?;
+    let mut only = plan.clone();
+    only.tasks = vec![plan.tasks[index].clone()];
+    only.tasks[0].needs.clear();
+    only.merge.clear();
+    let origin = Origin::default();
+    let folder = RunDir::create(project, &only, &origin)?;
+    Ok((folder.start(&State::open()?, &only, &origin)?, 0))
+}
+
+fn check(run: &Run, index: usize, force: bool) -> anyhow::Result<()> {
+    let id = &run.plan.tasks[index].id;
+    let task = &run.state.tasks[index];
+    let wrong = |what: String, hint: &str| Err(Wrong::with_hint(what, hint).into());
+    match task.phase {
+        Phase::Running => wrong(format!("an attempt of {id} is open"), "wait for it, or `cpw cancel` it first"),
+        Phase::Waiting if !force => {
+            wrong(format!("{id} needs tasks that are not done"), "--force runs it all the same")
+        }
+        phase if phase.is_final() => wrong(
+            format!("{id} is {} already", phase.word()),
+            "a task runs again in a new run, once this one has ended",
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn help_with(run: Run) -> anyhow::Result<Exit> {
+    if run.state.view.ended.is_some() {
+        print::err(format_args!("cpw: run {} has ended", run.plan.run));
+        return Ok(Exit::Ok);
+    }
+    let (me, live) = crew::enlist(&run.folder, run.state.view.last_worker)?;
+    print::err(format_args!("cpw: working on run {} as {me}", run.plan.run));
+    let termination = signals::catch_termination()?;
+    let run = Worker::new(run, me, live, Duty::Slot)?.work(&termination, None, |_| {})?;
+    let failed = run.state.view.ended.as_ref().is_some_and(|e| e.status != Verdict::Ok);
+    Ok(if failed { Exit::Failed } else { Exit::Ok })
+}
+
+/// The detached worker: its log is a file, its life is the lock on stdin.
+fn slot_of(args: &Args, slot: &str) -> anyhow::Result<Exit> {
+    let me: WorkerNo = slot.parse().map_err(|()| Wrong::new(format!("'{slot}' is not a worker, such as W1")))?;
+    let live = spawn::adopt_live_lock().context("a slot is started by cpw itself")?;
+    let project = std::env::current_dir()?;
+    let folder = find::run(&project, args.run.as_deref())?;
+    if !registry::is_ours(&folder) {
+        return Err(Wrong::new(registry::FOREIGN).into());
+    }
+    let Ok(logs) = folder.worker(me).and_then(|w| w.sub("logs")) else { bail!("{me} has no folder") };
+    log_to(logs.open_append("worker.jsonl")?);
+    let termination = signals::catch_termination()?;
+    signals::ignore_write_signals()?;
+    let result = folder.open_run().map_err(anyhow::Error::from).and_then(|run| {
+        Worker::new(run, me, live, Duty::Slot)?.work(&termination, None, |_| {}).map_err(anyhow::Error::from)
+    });
+    match result {
+        Ok(_) => Ok(Exit::Ok),
+        Err(e) => {
+            tracing::error!(error = format!("{e:#}"), "the worker gives up");
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+/// From here on `tracing` writes to `file`, one JSON object a line.
+fn log_to(file: File) {
+    let subscriber = tracing_subscriber::fmt().json().with_writer(std::sync::Mutex::new(file)).finish();
+    // Only one worker runs in a process; a second subscriber would be a bug that costs only log lines.
+    drop(tracing::subscriber::set_global_default(subscriber));
+}
+
+/// The output of an attempt as it grows, shown on the terminal.
+struct Tail {
+    folder: RunDir,
+    names: [String; 2],
+    me: WorkerNo,
+    files: [Option<File>; 2],
+}
+
+impl Tail {
+    fn new(folder: RunDir, me: WorkerNo, task: &crate::base::ids::TaskId, number: u32) -> Tail {
+        let names = [format!("{task}.{number}.out"), format!("{task}.{number}.err")];
+        Tail { folder, names, me, files: [None, None] }
+    }
+
+    fn print(&mut self) {
+        for (file, name) in self.files.iter_mut().zip(&self.names) {
+            if file.is_none() {
+                *file = self.folder.worker(self.me).and_then(|w| w.sub("logs")?.open_read(name)).ok();
+            }
+            let Some(file) = file else { continue };
+            let mut bytes = Vec::new();
+            if file.read_to_end(&mut bytes).is_ok_and(|n| n > 0) {
+                print::raw(&bytes);
+            }
+        }
+    }
+}
