@@ -19,6 +19,7 @@ pub mod actor;
 pub mod base;
 pub mod cli;
 pub mod cmd;
+pub mod hook;
 pub mod logic;
 pub mod model;
 pub mod store;

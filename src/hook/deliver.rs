@@ -1,0 +1,104 @@
+//! Handing over news: each once, to the session that owns the run, recorded after it was written. Who does not get the lock
+//! delivers nothing, because somebody else is doing it now.
+
+use std::fs::File;
+
+use crate::hook::answer::{Answer, MAX_CONTEXT};
+use crate::hook::scene::{Scene, deliver_lock};
+use crate::logic::conductor;
+use crate::model::event::{Body, Delivered, Draft};
+
+/// The most news that one line of the log covers: a longer one would not be written, and all of it said again and again.
+const MAX_COVERED: usize = 2000;
+
+/// What is ready to be handed over, with the locks that make it ours.
+#[derive(Debug, Default)]
+pub(super) struct Parcel {
+    /// The text for the model; empty when there is nothing new.
+    pub text: String,
+    covered: Vec<(usize, Vec<u64>)>,
+    /// Held until everything is recorded.
+    locks: Vec<File>,
+}
+
+/// Collects what is new in all runs of the scene.
+pub(super) fn collect(scene: &mut Scene) -> anyhow::Result<Parcel> {
+    let mut parcel = Parcel::default();
+    let mut failed = None;
+    for (i, run) in scene.runs.iter_mut().enumerate() {
+        if run.hooked.view.news.is_empty() {
+            continue;
+        }
+        let Some(lock) = deliver_lock(&run.folder)? else { continue };
+        // Whoever held the lock a moment ago may have delivered the same; and what cannot be recorded afterwards would be
+        // said again at every call: it has to wait for a hook that finds the log free.
+        if let Err(e) = run.hooked.transact(&run.folder, |_| Ok(())) {
+            failed.get_or_insert(e);
+            continue;
+        }
+        let shown = run.folder.shown();
+        let view = &run.hooked.view;
+        let room = MAX_CONTEXT.saturating_sub(parcel.text.chars().count() + 1);
+        let most = usize::try_from(view.conductor.news_chars).unwrap_or(MAX_CONTEXT).min(room);
+        let message = conductor::news(view, &shown, most);
+        if message.news.is_empty() || message.text.chars().count() > room {
+            continue;
+        }
+        if !parcel.text.is_empty() {
+            parcel.text.push('\n');
+        }
+        parcel.text.push_str(&message.text);
+        parcel.covered.push((i, message.news));
+        parcel.locks.push(lock);
+    }
+    match failed {
+        // Nothing else to say: let it be noted why.
+        Some(e) if parcel.text.is_empty() => Err(e.into()),
+        _ => Ok(parcel),
+    }
+}
+
+impl Parcel {
+    /// Adds what run `i` says without any news, unless somebody else is delivering from it now or this parcel already does.
+    pub(super) fn add(&mut self, scene: &Scene, i: usize, text: &str) -> anyhow::Result<()> {
+        if self.covered.iter().any(|(own, _)| *own == i) {
+            return Ok(());
+        }
+        let Some(lock) = deliver_lock(&scene.runs[i].folder)? else { return Ok(()) };
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        self.text.push_str(text);
+        self.covered.push((i, Vec::new()));
+        self.locks.push(lock);
+        Ok(())
+    }
+
+    /// Writes the answer, and then records what it handed over.
+    pub(super) fn send(self, scene: &mut Scene, answer: Answer) -> anyhow::Result<()> {
+        let event = scene.event.clone();
+        if !answer.context(&self.text).send(&event) {
+            return Ok(());
+        }
+        for (i, news) in self.covered {
+            let delivered = |news: &[u64], more| Delivered {
+                news: news.to_vec(),
+                hook: event.clone(),
+                session: scene.id.to_string(),
+                prompt_id: scene.payload.prompt_id.clone(),
+                more,
+            };
+            let mut lines: Vec<Delivered> = news.chunks(MAX_COVERED).map(|part| delivered(part, true)).collect();
+            match lines.last_mut() {
+                Some(last) => last.more = false,
+                None => lines.push(delivered(&[], false)),
+            }
+            let run = &mut scene.runs[i];
+            run.hooked.transact(&run.folder, |tx| {
+                lines.into_iter().try_for_each(|line| tx.emit(Draft::run(Body::Delivered(line))).map(drop))
+            })?;
+        }
+        drop(self.locks);
+        scene.close_finished()
+    }
+}

@@ -1,0 +1,201 @@
+//! The session that a hook is called for, and its open runs. Looking it up comes first and costs one small read; where the
+//! session has no open run, that was all.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::base::env;
+use crate::base::ids::SessionId;
+use crate::hook::input::{self, Payload};
+use crate::store::home::State;
+use crate::store::hooklog;
+use crate::store::log::LogError;
+use crate::store::run::{BELLS, HOOK_LOCK, Hooked, RunDir, RunError};
+use crate::store::session::{self, Entry, Locked, OwnRun, Session};
+use crate::store::switch;
+use crate::sys::bell::Bell;
+use crate::sys::lock;
+
+/// A session with open runs.
+#[derive(Debug)]
+pub(super) struct Scene {
+    /// The user's state directory.
+    pub state: State,
+    /// The session.
+    pub id: SessionId,
+    /// What the client said.
+    pub payload: Payload,
+    /// The event's name, as the client said it.
+    pub event: String,
+    /// The runs that owe the session something.
+    pub runs: Vec<Open>,
+}
+
+/// A run as a hook has it open.
+#[derive(Debug)]
+pub(super) struct Open {
+    /// Its folder.
+    pub folder: RunDir,
+    /// Its log and view.
+    pub hooked: Hooked,
+}
+
+impl Open {
+    /// The project's root as text.
+    pub(super) fn project(&self) -> String {
+        self.folder.project.to_string_lossy().into_owned()
+    }
+
+    /// Its path below the project, as the session reads it.
+    pub(super) fn shown(&self) -> String {
+        self.folder.shown()
+    }
+
+    /// A bell that rings when something happens in it.
+    pub(super) fn bell(&self) -> anyhow::Result<Bell> {
+        Ok(Bell::hang(&self.folder.dir.sub(BELLS)?)?)
+    }
+
+    /// Folds what is new. A damaged run goes on being delivered from what was read before.
+    pub(super) fn refresh(&mut self) -> anyhow::Result<()> {
+        match self.hooked.refresh() {
+            Ok(()) | Err(LogError::Damaged(_)) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// The session of this hook call, from the environment; clients that do not say it there say it on stdin.
+fn session_from_env() -> Option<SessionId> {
+    std::env::var(env::CLAUDE_SESSION_ID).ok().and_then(|s| SessionId::new(&s).ok())
+}
+
+/// The project's root, canonical, as the client has it.
+pub(super) fn project(payload: &Payload) -> anyhow::Result<PathBuf> {
+    let given = std::env::var_os(env::CLAUDE_PROJECT_DIR).filter(|p| !p.is_empty()).map(PathBuf::from);
+    let path = given.or_else(|| payload.cwd.as_ref().map(PathBuf::from)).context("the client named no project")?;
+    path.canonicalize().with_context(|| format!("the project {} cannot be found", path.display()))
+}
+
+/// The scene of a hook other than the prompt's. `None`: this session has nothing open, or cpw is off.
+pub(super) fn look() -> anyhow::Result<Option<Scene>> {
+    let Some(state) = State::existing()? else { return Ok(None) };
+    let mut known = None;
+    if let Some(id) = session_from_env() {
+        let Some(session) = load(&state, &id)? else { return Ok(None) };
+        known = Some((id, session));
+    }
+    let payload = input::read()?;
+    let said = payload.session_id.as_deref().and_then(|s| SessionId::new(s).ok());
+    let (id, session) = match (said, known) {
+        (Some(said), Some((id, session))) if said == id => (id, session),
+        (Some(said), _) => match load(&state, &said)? {
+            Some(session) => (said, session),
+            None => return Ok(None),
+        },
+        (None, Some(known)) => known,
+        (None, None) => return Ok(None),
+    };
+    let project = project(&payload)?;
+    if session.off || switch::is_off(&state, &project, Some(&id)) {
+        return Ok(None);
+    }
+    let runs = open_runs(&state, &id, &session)?;
+    if runs.is_empty() {
+        return Ok(None);
+    }
+    let event = payload.hook_event_name.clone().context("the client did not name the event")?;
+    Ok(Some(Scene { state, id, payload, event, runs }))
+}
+
+/// The session's record, if it has open runs.
+fn load(state: &State, id: &SessionId) -> anyhow::Result<Option<Session>> {
+    let session = session::load(state.path(), id)?;
+    Ok(session.filter(|s| s.open_runs().next().is_some()))
+}
+
+/// Opens what the session's record names and what is still the same folder. A run that was never started, or whose folder
+/// has gone, is closed for the session.
+pub(super) fn open_runs(state: &State, id: &SessionId, session: &Session) -> anyhow::Result<Vec<Open>> {
+    let mut open = Vec::new();
+    for own in session.open_runs() {
+        match open_one(own) {
+            Ok(Some(run)) => open.push(run),
+            Ok(None) | Err(RunError::NoRun(_)) => close(state, id, own)?,
+            // Damaged, unreadable, busy: nothing can be said of it now, and another hook call may. Others go on.
+            Err(e) => {
+                let why = format!("run {}: {e}", own.path.display());
+                hooklog::note(state.path(), "run", 0, Some(&why), Some(id.as_str()));
+            }
+        }
+    }
+    Ok(open)
+}
+
+fn open_one(own: &OwnRun) -> Result<Option<Open>, RunError> {
+    let folder = match RunDir::open_path(&own.path) {
+        Ok(folder) => folder,
+        Err(RunError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if !session::is_same(own, &folder.dir) {
+        return Ok(None);
+    }
+    let hooked = folder.open_view()?;
+    Ok(Some(Open { folder, hooked }))
+}
+
+fn close(state: &State, id: &SessionId, own: &OwnRun) -> anyhow::Result<()> {
+    let Some(run) = own.id() else { return Ok(()) };
+    let Some(mut locked) = Locked::open(state.path(), id, HOOK_LOCK)? else { return Ok(()) };
+    // The prompt hook names a run before it starts it, and holds this lock until it has.
+    if matches!(open_one(own), Ok(None) | Err(RunError::NoRun(_))) {
+        locked.add(Entry::Closed { run })?;
+    }
+    Ok(())
+}
+
+fn close_run(state: &State, id: &SessionId, run: crate::base::ids::RunId) -> anyhow::Result<()> {
+    if let Some(mut locked) = Locked::open(state.path(), id, HOOK_LOCK)? {
+        locked.add(Entry::Closed { run })?;
+    }
+    Ok(())
+}
+
+impl Scene {
+    /// Closes, for the session, the runs that owe it nothing any more.
+    pub(super) fn close_finished(&self) -> anyhow::Result<()> {
+        for run in self.runs.iter().filter(|r| r.hooked.view.is_closed()) {
+            close_run(&self.state, &self.id, run.hooked.view.run.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The path of the file that the call is about, in the forms it may have been claimed under: as named, and with links
+    /// resolved.
+    pub(super) fn paths(&self, field: &str) -> Vec<String> {
+        let Some(named) = self.payload.field(field) else { return Vec::new() };
+        let cwd = self.payload.cwd.as_deref().unwrap_or("/");
+        let whole = Path::new(cwd).join(&named);
+        let mut paths = vec![crate::logic::conductor::normalise(&whole.to_string_lossy())];
+        // A file that does not exist yet still has a folder that may be reached through a link.
+        let real = whole.canonicalize().or_else(|e| {
+            let (folder, name) = whole.parent().zip(whole.file_name()).ok_or(e)?;
+            folder.canonicalize().map(|f| f.join(name))
+        });
+        if let Ok(real) = real {
+            let real = real.to_string_lossy().into_owned();
+            if !paths.contains(&real) {
+                paths.push(real);
+            }
+        }
+        paths
+    }
+}
+
+/// Tries to become the one who delivers from a run now. The lock is held until the file is dropped.
+pub(super) fn deliver_lock(folder: &RunDir) -> anyhow::Result<Option<std::fs::File>> {
+    let file = folder.dir.open_rw(crate::store::run::DELIVER_LOCK)?;
+    Ok(lock::try_exclusive(&file)?.then_some(file))
+}

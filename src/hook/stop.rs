@@ -1,0 +1,150 @@
+//! Stop: while a run goes on, the hook waits instead of the model, at no cost in tokens; then it hands over everything that
+//! is new, once. It never holds without a living worker and a budget, it lets go when the user types, and it never says the
+//! same twice, so that it cannot loop.
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::actor::crew;
+use crate::hook::answer::Answer;
+use crate::hook::scene::{self, Scene};
+use crate::hook::{Held, deliver, extend};
+use crate::logic::conductor::{self, MAX_STOPS};
+use crate::model::event::{self, Body, Decision, Draft};
+use crate::model::plan::Gate;
+use crate::store::session;
+use crate::sys::bell::Bell;
+use crate::sys::clock;
+use crate::sys::poll;
+use crate::sys::signals::Deadline;
+
+/// The longest wait without looking whether the workers are alive.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How a hold ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// Nothing is left to wait for.
+    Ended,
+    /// The time for it is spent.
+    Spent,
+    /// The user typed.
+    LetGo,
+}
+
+pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
+    let Some(mut scene) = scene::look()? else { return Ok(0) };
+    if !scene.payload.is_main() {
+        return Ok(0);
+    }
+    let begun = clock::mono_ms();
+    let over = hold(&mut scene, deadline, begun)?;
+    let held = clock::mono_ms().saturating_sub(begun);
+    extend(deadline, Duration::ZERO)?;
+    record_hold(&mut scene, held)?;
+    if over == Over::LetGo {
+        return Ok(held);
+    }
+    let running = still_running(&scene);
+    let mut answer = Answer::default();
+    if let (Over::Spent, Some(line)) = (over, &running) {
+        answer = answer.for_user(format!("cpw: {line}; `cpw status` shows more"));
+    }
+    let prompt = scene.payload.prompt_id.clone().unwrap_or_default();
+    let said = scene.runs.iter().filter_map(|r| r.hooked.view.stops.as_ref());
+    let too_often = said.filter(|(p, _)| *p == prompt).any(|(_, n)| *n >= MAX_STOPS);
+    if too_often || scene.runs.iter().all(|r| r.hooked.view.conductor.gate == Gate::Off) {
+        answer.send(&scene.event);
+        return Ok(held);
+    }
+    let mut parcel = deliver::collect(&mut scene)?;
+    for (i, line) in blocking(&mut scene, &prompt)? {
+        parcel.add(&scene, i, &line)?;
+    }
+    parcel.send(&mut scene, answer)?;
+    Ok(held)
+}
+
+/// Waits until nothing is left to wait for.
+fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Over> {
+    let prompt = scene.payload.prompt_id.clone().unwrap_or_default();
+    let budget = scene.runs.iter().filter(|r| r.hooked.view.conductor.gate == Gate::Hold).map(|r| {
+        let view = &r.hooked.view;
+        let spent = view.held.as_ref().filter(|(p, _)| *p == prompt).map_or(0, |(_, ms)| *ms);
+        view.conductor.hold.as_ms().saturating_sub(spent)
+    });
+    let budget = Duration::from_millis(budget.max().unwrap_or(0));
+    let mut bells: Vec<Bell> = Vec::new();
+    loop {
+        bells.iter().for_each(Bell::drain);
+        let mut waiting = false;
+        for run in scene.runs.iter_mut().filter(|r| r.hooked.view.conductor.gate == Gate::Hold) {
+            run.refresh()?;
+            waiting |= crew::tend(&run.folder, &mut run.hooked)?;
+        }
+        if !waiting {
+            return Ok(Over::Ended);
+        }
+        if bells.is_empty() {
+            // Hung only now, so that a Stop with nothing to wait for leaves no trace; then looked again, so that nothing
+            // that happened in between is missed.
+            extend(deadline, budget)?;
+            bells = scene.runs.iter().map(scene::Open::bell).collect::<anyhow::Result<_>>()?;
+            continue;
+        }
+        let left = budget.saturating_sub(Duration::from_millis(clock::mono_ms().saturating_sub(begun)));
+        if left.is_zero() {
+            return Ok(Over::Spent);
+        }
+        if session::load(scene.state.path(), &scene.id)?.is_some_and(|s| s.let_go_ms >= begun) {
+            return Ok(Over::LetGo);
+        }
+        let fds: Vec<BorrowedFd<'_>> = bells.iter().map(Bell::fd).collect();
+        poll::wait(&fds, Some(left.min(LOOK)))?;
+    }
+}
+
+/// What still runs in runs whose gate is `block`, once a prompt: whatever is said later comes with news. Only of runs that
+/// somebody works on.
+fn blocking(scene: &mut Scene, prompt: &str) -> anyhow::Result<Vec<(usize, String)>> {
+    let mut lines = Vec::new();
+    for (i, run) in scene.runs.iter_mut().enumerate().filter(|(_, r)| r.hooked.view.conductor.gate == Gate::Block) {
+        run.refresh()?;
+        let said = run.hooked.view.stops.as_ref().is_some_and(|(p, _)| p == prompt);
+        if said || !crew::tend(&run.folder, &mut run.hooked)? {
+            continue;
+        }
+        lines.extend(conductor::still_processing(&run.hooked.view).map(|line| (i, format!("{line}."))));
+    }
+    Ok(lines)
+}
+
+/// Writes down for how long the session was held, where it was noticeable.
+fn record_hold(scene: &mut Scene, held: u64) -> anyhow::Result<()> {
+    const NOTICEABLE_MS: u64 = 100;
+    if held < NOTICEABLE_MS {
+        return Ok(());
+    }
+    for run in &mut scene.runs {
+        let decision = Decision {
+            hook: scene.event.clone(),
+            answer: event::Answer::Held,
+            reason: "workers were running".into(),
+            held_ms: held,
+            prompt_id: scene.payload.prompt_id.clone(),
+            ..Decision::default()
+        };
+        run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Decision(decision))))?;
+    }
+    Ok(())
+}
+
+fn still_running(scene: &Scene) -> Option<String> {
+    let lines: Vec<String> = scene
+        .runs
+        .iter()
+        .filter(|r| r.hooked.view.ended.is_none())
+        .filter_map(|r| conductor::still_processing(&r.hooked.view))
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("; "))
+}
