@@ -764,8 +764,9 @@ impl<'a> Style<'a> {
         let lead = &text[root.open + 1..first.start];
         // A closing bracket alone on its line tells the outer indentation best.
         let closing = line_indent(text, root.close);
+        let before = text[..root.close].strip_suffix(closing);
         let outer =
-            if text[..root.close - closing.len()].ends_with('\n') { closing } else { line_indent(text, root.open) };
+            if before.is_some_and(|text| text.ends_with('\n')) { closing } else { line_indent(text, root.open) };
         style.unit = match lead.rfind('\n') {
             Some(at) => lead[at + 1..].strip_prefix(outer).unwrap_or("  "),
             None if text.contains("\n\t") => "\t",
