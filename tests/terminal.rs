@@ -151,7 +151,9 @@ fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
 fn steady(text: &str) -> String {
     let id = regex::Regex::new(r"\d{8}-\d{12}-[0-9a-f]{20}").unwrap();
     let time = regex::Regex::new(r" *\d+(\.\d)? (ms|s|min)\b").unwrap();
-    time.replace_all(&id.replace_all(text, "RUN"), " TIME").into_owned()
+    let steady = time.replace_all(&id.replace_all(text, "RUN"), " TIME").into_owned();
+    // What aligns the column behind times of different length.
+    regex::Regex::new("TIME {2,}").unwrap().replace_all(&steady, "TIME  ").into_owned()
 }
 
 fn repository() -> &'static Path {
