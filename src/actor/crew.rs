@@ -122,7 +122,7 @@ pub fn tend(folder: &RunDir, hooked: &mut Hooked) -> Result<bool, LogError> {
     let last = hooked.view.last_worker;
     let (worker, process) =
         start(folder, last).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
-    hooked.transact(folder, |tx| {
+    hooked.transact(|tx| {
         if !tx.fold.knows(worker) {
             tx.emit(Draft::worker(worker, Body::WorkerStarted(process)))?;
         }

@@ -113,7 +113,7 @@ pub(super) fn answer(
         Answer::default().deny(&conductor::claim_refusal(&task, &brief, path, clock::mono_ms()))
     };
     let run = &mut scene.runs[i];
-    run.hooked.transact(&run.folder, |tx| tx.emit(Draft::task(&task, Body::Decision(decision))))?;
+    run.hooked.transact(|tx| tx.emit(Draft::task(&task, Body::Decision(decision))))?;
     answer.send(&scene.event);
     Ok(held)
 }

@@ -90,7 +90,7 @@ pub(super) fn answer(scene: &mut Scene, deadline: &Deadline, i: usize, index: us
     };
     let run = &mut scene.runs[i];
     // Two calls of one step may meet the same merge; the one that is second in the log passes as it is.
-    let first = run.hooked.transact(&run.folder, |tx| {
+    let first = run.hooked.transact(|tx| {
         let taken = tx.fold.merges.get(index).is_none_or(|m| m.used || m.waived);
         if !taken {
             tx.emit(Draft::run(Body::Decision(decision)))?;

@@ -134,7 +134,7 @@ fn record_hold(scene: &mut Scene, held: u64) -> anyhow::Result<()> {
             prompt_id: scene.payload.prompt_id.clone(),
             ..Decision::default()
         };
-        run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Decision(decision))))?;
+        run.hooked.transact(|tx| tx.emit(Draft::run(Body::Decision(decision))))?;
     }
     Ok(())
 }

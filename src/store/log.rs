@@ -6,19 +6,18 @@
 //! against SIGKILL, however short (a write is torn at a page boundary), hence the repair before every append; and whoever
 //! reads without the lock uses only bytes up to the last line feed.
 //!
-//! What the events mean is `logic`'s business; this module knows only that they are numbered lines.
+//! What the events mean is `logic`'s business; this module knows only that they are numbered lines. What it needs of the
+//! operating system goes through one seam, [`Medium`], so that its tests can make any call fail.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use crate::base::hex;
 use crate::model::event::{BadLine, Body, Draft, Event, LogRepaired, MAX_LINE, SCHEMA};
 use crate::sys::clock;
 use crate::sys::dir::{Dir, FileId};
-use crate::sys::lock;
+use crate::sys::medium::{Hold, LogFile, Medium};
 
 /// The log's name in a run's folder.
 pub const NAME: &str = "events.jsonl";
@@ -111,6 +110,40 @@ impl Tape {
     }
 }
 
+/// What makes a log one that no new work may start from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// What is wrong, with its line where there is one, for a person.
+    pub why: String,
+    /// Where.
+    pub at: Option<Place>,
+}
+
+/// A place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its line, from 1.
+    pub line: u64,
+    /// The first byte of that line, from 0.
+    pub offset: u64,
+}
+
+impl Damage {
+    /// Of the file as a whole.
+    pub fn of_file(why: impl Into<String>) -> Damage {
+        Damage { why: why.into(), at: None }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            Some(at) => write!(f, "{} (byte {})", self.why, at.offset),
+            None => f.write_str(&self.why),
+        }
+    }
+}
+
 /// Why the log could not be read or written.
 #[derive(Debug)]
 pub enum LogError {
@@ -121,10 +154,13 @@ pub enum LogError {
         /// Its answer.
         source: io::Error,
     },
+    /// What was written may not survive a power cut: the disk could not be brought to keep it. It is in the log all the
+    /// same. Never tried again: after a failed sync the kernel may report success for data that it dropped.
+    Unsynced(io::Error),
     /// Somebody holds the lock for longer than this caller waits.
     Busy,
     /// The log is not what it must be; no new work may start from it.
-    Damaged(String),
+    Damaged(Damage),
     /// Written by a newer cpw; this one reads what it knows and does not write.
     Newer(u32),
     /// An event is too long to be written.
@@ -135,6 +171,7 @@ impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LogError::Io { doing, source } => write!(f, "cannot {doing} events.jsonl: {source}"),
+            LogError::Unsynced(source) => write!(f, "events.jsonl could not be synced to disk: {source}"),
             LogError::Busy => f.write_str("events.jsonl is locked by another process"),
             LogError::Damaged(why) => write!(f, "run damaged: {why}"),
             LogError::Newer(v) => {
@@ -152,11 +189,14 @@ fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> LogError {
     move |source| LogError::Io { doing, source }
 }
 
+fn damaged(why: impl Into<String>) -> LogError {
+    LogError::Damaged(Damage::of_file(why))
+}
+
 /// An open log and how far it has been folded.
 #[derive(Debug)]
-pub struct Log {
-    file: File,
-    id: FileId,
+pub struct Log<M = LogFile> {
+    file: M,
     offset: u64,
     buffer: Vec<u8>,
     ahead: bool,
@@ -192,33 +232,33 @@ impl<F: Fold> Tx<'_, F> {
 impl Log {
     /// Makes an empty log. Fails if there is one.
     pub fn create(dir: &Dir) -> Result<Log, LogError> {
-        dir.create_new(NAME, 0o600).map_err(io_error("create"))?;
-        Log::open(dir)
+        LogFile::create(dir, NAME).map(Log::on).map_err(io_error("create"))
     }
 
     /// Opens the log for reading and appending, nothing folded yet.
     pub fn open(dir: &Dir) -> Result<Log, LogError> {
-        let file = dir.open_append_existing(NAME).map_err(io_error("open"))?;
-        Log::with_file(file)
+        LogFile::open(dir, NAME).map(Log::on).map_err(io_error("open"))
     }
 
     /// Opens the log for reading only, as on a read-only file system.
     pub fn open_read(dir: &Dir) -> Result<Log, LogError> {
-        let file = dir.open_read(NAME).map_err(io_error("open"))?;
-        Log::with_file(file)
+        LogFile::open_read(dir, NAME).map(Log::on).map_err(io_error("open"))
     }
+}
 
-    fn with_file(file: File) -> Result<Log, LogError> {
-        let id = FileId::of(&file).map_err(io_error("look at"))?;
-        Ok(Log { file, id, offset: 0, buffer: Vec::new(), ahead: false })
+impl<M: Medium> Log<M> {
+    /// The log in `file`, nothing folded yet.
+    pub fn on(file: M) -> Log<M> {
+        Log { file, offset: 0, buffer: Vec::new(), ahead: false }
     }
 
     /// Which file it is.
     pub fn id(&self) -> &FileId {
-        &self.id
+        self.file.id()
     }
 
-    /// Whether the state that was folded from it holds what could not be written. Only folding anew helps.
+    /// Whether the state that was folded from it may hold what the file does not, or whether its lock could not be given
+    /// back. Only folding anew, from a log opened anew, helps.
     pub fn is_ahead(&self) -> bool {
         self.ahead
     }
@@ -238,7 +278,7 @@ impl Log {
 
     /// Its present length in bytes.
     pub fn len(&self) -> Result<u64, LogError> {
-        self.file.metadata().map(|m| m.len()).map_err(io_error("look at"))
+        self.file.len().map_err(io_error("look at"))
     }
 
     /// Whether nothing is in it.
@@ -279,11 +319,11 @@ impl Log {
         self.check_ahead()?;
         match self.fold_new(fold, &mut each) {
             Err(LogError::Damaged(_)) => {
-                if !lock::lock_shared(&self.file, SECOND_LOOK).map_err(io_error("lock"))? {
+                if !self.file.lock(Hold::Shared, SECOND_LOOK).map_err(io_error("lock"))? {
                     return Err(LogError::Busy);
                 }
                 let again = self.fold_new(fold, &mut each);
-                lock::unlock(&self.file).map_err(io_error("unlock"))?;
+                self.unlock();
                 again
             }
             other => other,
@@ -293,10 +333,8 @@ impl Log {
     fn fold_new<F: Fold>(&mut self, fold: &mut F, each: &mut impl FnMut(&Event)) -> Result<(), LogError> {
         let end = self.len()?;
         if end < self.offset {
-            return Err(LogError::Damaged(format!(
-                "events.jsonl became shorter than the {} bytes read before",
-                self.offset
-            )));
+            let known = self.offset;
+            return Err(damaged(format!("events.jsonl was cut to {end} bytes after {known} had been read from it")));
         }
         let mut chunk = CHUNK.min(MAX_LINE);
         loop {
@@ -317,25 +355,23 @@ impl Log {
                     return Ok(());
                 }
                 if chunk > MAX_LINE {
-                    return Err(LogError::Damaged(format!(
-                        "line after {} is longer than {MAX_LINE} bytes",
-                        fold.seq()
-                    )));
+                    let line = fold.seq() + 1;
+                    return Err(
+                        self.bad_line(line, format!("line {line} of events.jsonl is longer than {MAX_LINE} bytes"))
+                    );
                 }
                 chunk = CHUNK;
                 continue;
             };
             let mut start = 0;
             for end in self.buffer[..=last].iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(i, _)| i) {
-                let seq = fold.seq();
+                let line = fold.seq() + 1;
                 let event = Event::decode(&self.buffer[start..end])
-                    .map_err(|e| LogError::Damaged(format!("the line after seq {seq} is {e}")))?;
-                if event.seq != seq + 1 {
-                    return Err(LogError::Damaged(format!(
-                        "seq {} is missing after {seq} (found {})",
-                        seq + 1,
-                        event.seq
-                    )));
+                    .map_err(|e| self.bad_line(line, format!("line {line} of events.jsonl is {e}")))?;
+                if event.seq != line {
+                    let (before, found) = (line - 1, event.seq);
+                    let why = format!("seq {line} is missing after line {before} of events.jsonl (found {found})");
+                    return Err(self.bad_line(line, why));
                 }
                 fold.apply(&event);
                 each(&event);
@@ -346,6 +382,18 @@ impl Log {
         }
     }
 
+    /// Damage in the line that begins at the place reached so far.
+    fn bad_line(&self, line: u64, why: String) -> LogError {
+        LogError::Damaged(Damage { why, at: Some(Place { line, offset: self.offset }) })
+    }
+
+    /// Gives the lock back. Where even that fails, closing the file does it: the caller is told to open it anew.
+    fn unlock(&mut self) {
+        if self.file.unlock().is_err() {
+            self.ahead = true;
+        }
+    }
+
     /// Runs one transaction. `decide` sees the state as it is under the lock and emits events; they are written in one
     /// write, or not at all. Returns what `decide` returned.
     ///
@@ -353,36 +401,31 @@ impl Log {
     /// caller has to fold anew, from a log opened anew.
     pub fn transact<F: Fold, T>(
         &mut self,
-        dir: &Dir,
         fold: &mut F,
         budget: Duration,
         sync: bool,
         decide: impl FnOnce(&mut Tx<'_, F>) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
         self.check_ahead()?;
-        if !lock::lock_exclusive(&self.file, budget).map_err(io_error("lock"))? {
+        if !self.file.lock(Hold::Exclusive, budget).map_err(io_error("lock"))? {
             return Err(LogError::Busy);
         }
-        let result = self.locked(dir, fold, decide);
-        let unlocked = lock::unlock(&self.file).map_err(io_error("unlock"));
+        let result = self.locked(fold, decide);
+        self.unlock();
         let (value, commit) = result?;
-        unlocked?;
         if sync && commit {
-            // Never retried: after a failed sync the kernel may report success for data that it dropped.
-            self.file.sync_data().map_err(io_error("sync"))?;
+            self.file.sync().map_err(LogError::Unsynced)?;
         }
         Ok(value)
     }
 
     fn locked<F: Fold, T>(
         &mut self,
-        dir: &Dir,
         fold: &mut F,
         decide: impl FnOnce(&mut Tx<'_, F>) -> Result<T, LogError>,
     ) -> Result<(T, bool), LogError> {
-        let named = dir.stat(NAME).map_err(io_error("look at"))?;
-        if !named.is_some_and(|named| named.same_file(&self.id)) {
-            return Err(LogError::Damaged("events.jsonl was deleted or replaced while the run was going on".into()));
+        if !self.file.is_named().map_err(io_error("look at"))? {
+            return Err(damaged("events.jsonl was deleted or replaced while the run was going on"));
         }
         let torn = self.repair()?;
         self.fold_new(fold, &mut |_| {})?;
@@ -410,8 +453,12 @@ impl Log {
     /// Cuts off what stands behind the last line feed. Only under the lock: without it, it is somebody's write going on.
     fn repair(&mut self) -> Result<Option<LogRepaired>, LogError> {
         let length = self.len()?;
+        if length == 0 {
+            return Ok(None);
+        }
         let mut last = [0_u8];
-        if length == 0 || (self.file.read_exact_at(&mut last, length - 1).is_ok() && last[0] == b'\n') {
+        self.file.read_exact_at(&mut last, length - 1).map_err(io_error("read"))?;
+        if last[0] == b'\n' {
             return Ok(None);
         }
         let mut keep = length;
@@ -427,7 +474,7 @@ impl Log {
                 break;
             }
         }
-        self.file.set_len(keep).map_err(io_error("repair"))?;
+        self.file.truncate(keep).map_err(io_error("repair"))?;
         Ok(Some(LogRepaired { bytes: length - keep, sha256: hex::sha256(&torn) }))
     }
 
@@ -436,7 +483,7 @@ impl Log {
     fn append(&mut self, lines: &[u8]) -> Result<(), LogError> {
         let before = self.len()?;
         let outcome = loop {
-            match io::Write::write(&mut self.file, lines) {
+            match self.file.append(lines) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 other => break other,
             }
@@ -448,7 +495,7 @@ impl Log {
             }
             Ok(n) => {
                 let whole = lines[..n].iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
-                self.file.set_len(before + whole as u64).map_err(io_error("cut back"))?;
+                self.file.truncate(before + whole as u64).map_err(io_error("cut back"))?;
                 let source = io::Error::new(io::ErrorKind::StorageFull, "only a part could be written");
                 Err(LogError::Io { doing: "write", source })
             }
@@ -458,261 +505,11 @@ impl Log {
 
     /// Syncs the log to disk.
     pub fn sync(&self) -> Result<(), LogError> {
-        self.file.sync_data().map_err(io_error("sync"))
+        self.file.sync().map_err(LogError::Unsynced)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::base::ids::WorkerNo;
-    use crate::logic::simulation::{plan, run_started, task};
-    use crate::model::event::Reason;
-
-    const LONG: Duration = Duration::from_secs(30);
-
-    fn note(text: &str) -> Draft {
-        Draft::worker(WorkerNo(1), Body::WorkerExited(Reason { reason: text.into() }))
-    }
-
-    fn write(log: &mut Log, dir: &Dir, count: &mut Count, text: &str) -> Result<u64, LogError> {
-        log.transact(dir, count, LONG, false, |tx| tx.emit(note(text)))
-    }
-
-    /// A log with `run_started` and two more events.
-    fn three() -> (tempfile::TempDir, Dir, Log, Count) {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = Dir::open(temp.path()).unwrap();
-        let (mut log, mut count) = (Log::create(&dir).unwrap(), Count::default());
-        let first = Draft::run(run_started(&plan(vec![task("a")]), "boot"));
-        log.transact(&dir, &mut count, LONG, true, |tx| tx.emit(first)).unwrap();
-        write(&mut log, &dir, &mut count, "two").unwrap();
-        write(&mut log, &dir, &mut count, "three").unwrap();
-        (temp, dir, log, count)
-    }
-
-    fn bytes(temp: &Path) -> Vec<u8> {
-        std::fs::read(temp.join(NAME)).unwrap()
-    }
-
-    fn events(temp: &Path) -> Vec<Event> {
-        let bytes = bytes(temp);
-        assert_eq!(bytes.last(), Some(&b'\n'));
-        let events: Vec<Event> =
-            bytes[..bytes.len() - 1].split(|b| *b == b'\n').map(|l| Event::decode(l).unwrap()).collect();
-        assert!(events.iter().map(|e| e.seq).eq(1..=events.len() as u64), "seq has a gap");
-        events
-    }
-
-    #[test]
-    fn a_line_torn_anywhere_is_never_read_and_is_cut_off_before_the_next_write() {
-        let (temp, dir, _, _) = three();
-        let whole = bytes(temp.path());
-        let start = whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n').unwrap() + 1;
-        for end in start + 1..whole.len() {
-            std::fs::write(temp.path().join(NAME), &whole[..end]).unwrap();
-            let (mut log, mut count) = (Log::open_read(&dir).unwrap(), Count::default());
-            log.read(&mut count).unwrap();
-            assert_eq!((count.seq, log.offset()), (2, start as u64));
-            assert_eq!(bytes(temp.path()).len(), end, "a reader wrote");
-            let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-            write(&mut log, &dir, &mut count, "after").unwrap();
-            let events = events(temp.path());
-            assert_eq!(events.len(), 4);
-            let torn = &whole[start..end];
-            let repaired = LogRepaired { bytes: torn.len() as u64, sha256: hex::sha256(torn) };
-            assert_eq!(events[2].body, Body::LogRepaired(repaired));
-            assert!(matches!(&events[3].body, Body::WorkerExited(p) if p.reason == "after"));
-        }
-    }
-
-    #[test]
-    fn what_is_torn_can_be_long_or_the_very_first_line() {
-        let (temp, dir, mut log, mut count) = three();
-        let mut torn = bytes(temp.path());
-        torn.extend(vec![b'x'; 3 * CHUNK + 5]);
-        std::fs::write(temp.path().join(NAME), &torn).unwrap();
-        write(&mut log, &dir, &mut count, "after").unwrap();
-        let bytes = 3 * CHUNK as u64 + 5;
-        assert!(matches!(&events(temp.path())[3].body, Body::LogRepaired(p) if p.bytes == bytes));
-
-        std::fs::write(temp.path().join(NAME), b"{\"t\":\"run_sta").unwrap();
-        let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-        let first = Draft::run(run_started(&plan(vec![task("a")]), "boot"));
-        log.transact(&dir, &mut count, LONG, false, |tx| tx.emit(first)).unwrap();
-        assert!(matches!(events(temp.path())[..], [Event { body: Body::RunStarted(_), .. }]));
-    }
-
-    #[test]
-    fn a_log_that_is_not_what_it_must_be_is_called_damaged_and_left_alone() {
-        let line = |seq: u64| format!("{{\"t\":\"worker_exited\",\"seq\":{seq},\"payload\":{{\"reason\":\"x\"}}}}\n");
-        let endless = format!("{{\"t\":\"future\",\"seq\":4,\"payload\":\"{}\"}}\n", "x".repeat(MAX_LINE));
-        for (what, added, says) in [
-            ("a gap", line(5), "seq 4 is missing after 3"),
-            ("a repeated number", line(3), "seq 4 is missing after 3"),
-            ("no JSON", "hello\n".into(), "the line after seq 3"),
-            ("an empty line", "\n".into(), "the line after seq 3"),
-            ("zeros", "\0\0\0\n".into(), "the line after seq 3"),
-            ("a line too long", endless, "the line after seq 3"),
-        ] {
-            let (folder, dir, mut log, mut count) = three();
-            let mut spoiled = bytes(folder.path());
-            spoiled.extend_from_slice(added.as_bytes());
-            std::fs::write(folder.path().join(NAME), &spoiled).unwrap();
-            let said = log.read(&mut count).unwrap_err().to_string();
-            assert!(said.starts_with("run damaged: ") && said.contains(says), "{what}: {said}");
-            assert_eq!(count.seq, 3, "{what}: what stands before it counts");
-            let error = write(&mut log, &dir, &mut count, "more").unwrap_err();
-            assert!(matches!(error, LogError::Damaged(_)), "{what}: {error}");
-            assert_eq!(bytes(folder.path()), spoiled, "{what}");
-        }
-    }
-
-    #[test]
-    fn a_log_that_is_cut_deleted_or_exchanged_meanwhile_is_damaged() {
-        let (temp, dir, mut log, mut count) = three();
-        let path = temp.path().join(NAME);
-        let whole = bytes(temp.path());
-        std::fs::write(&path, &whole[..=whole.iter().position(|b| *b == b'\n').unwrap()]).unwrap();
-        let said = write(&mut log, &dir, &mut count, "x").unwrap_err().to_string();
-        assert!(said.contains("became shorter"), "{said}");
-        assert!(log.read(&mut count).unwrap_err().to_string().contains("became shorter"));
-        std::fs::remove_file(&path).unwrap();
-        let said = write(&mut log, &dir, &mut count, "x").unwrap_err().to_string();
-        assert!(said.contains("deleted or replaced"), "{said}");
-        assert!(!path.exists());
-        std::fs::write(&path, &whole).unwrap();
-        let said = write(&mut log, &dir, &mut count, "x").unwrap_err().to_string();
-        assert!(said.contains("deleted or replaced"), "{said}");
-        assert_eq!(bytes(temp.path()), whole);
-    }
-
-    #[test]
-    fn a_newer_log_is_read_and_not_written() {
-        let (temp, dir, _, _) = three();
-        let text = String::from_utf8(bytes(temp.path())).unwrap();
-        let newer = text.replacen("\"v\":1", "\"v\":2", 1) + "{\"t\":\"sparkle\",\"seq\":4,\"payload\":{}}\n";
-        std::fs::write(temp.path().join(NAME), &newer).unwrap();
-        let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-        log.read(&mut count).unwrap();
-        assert_eq!((count.seq, count.schema), (4, 2));
-        let error = write(&mut log, &dir, &mut count, "x").unwrap_err();
-        assert!(matches!(error, LogError::Newer(2)), "{error}");
-        assert_eq!(bytes(temp.path()), newer.as_bytes());
-    }
-
-    #[test]
-    fn a_decision_that_cannot_be_written_leaves_no_trace_and_stops_the_log() {
-        let (temp, dir, mut log, mut count) = three();
-        let before = bytes(temp.path());
-        let error = write(&mut log, &dir, &mut count, &"x".repeat(MAX_LINE)).unwrap_err();
-        assert!(matches!(error, LogError::Line(_)), "{error}");
-        assert_eq!(write(&mut log, &dir, &mut count, "four").unwrap(), 4);
-        let both = log.transact(&dir, &mut count, LONG, false, |tx| {
-            tx.emit(note("five"))?;
-            tx.emit(note(&"x".repeat(MAX_LINE)))
-        });
-        assert!(matches!(both, Err(LogError::Line(_))));
-        assert_eq!(events(temp.path()).len(), 4);
-        assert!(bytes(temp.path()).starts_with(&before));
-        // The state holds an event that the file does not: going on would leave a gap.
-        assert!(log.is_ahead());
-        assert!(write(&mut log, &dir, &mut count, "x").is_err() && log.read(&mut count).is_err());
-        let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-        assert_eq!(write(&mut log, &dir, &mut count, "five").unwrap(), 5);
-        events(temp.path());
-    }
-
-    #[test]
-    fn who_does_not_get_the_lock_in_time_writes_nothing() {
-        let (temp, dir, mut log, mut count) = three();
-        let other = Log::open(&dir).unwrap();
-        assert!(lock::try_exclusive(&other.file).unwrap());
-        let before = bytes(temp.path());
-        let error =
-            log.transact(&dir, &mut count, Duration::from_millis(20), false, |tx| tx.emit(note("x"))).unwrap_err();
-        assert!(matches!(error, LogError::Busy), "{error}");
-        assert_eq!(bytes(temp.path()), before);
-        // A reader needs no lock.
-        Log::open(&dir).unwrap().read(&mut Count::default()).unwrap();
-        drop(other);
-        write(&mut log, &dir, &mut count, "x").unwrap();
-    }
-
-    #[test]
-    fn many_writers_leave_no_gap_and_lose_nothing() {
-        const WRITERS: usize = 8;
-        const EACH: usize = 40;
-        let (temp, _, _, _) = three();
-        std::thread::scope(|scope| {
-            for writer in 0..WRITERS {
-                let path = temp.path();
-                scope.spawn(move || {
-                    let dir = Dir::open(path).unwrap();
-                    let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-                    for i in 0..EACH {
-                        let text = format!("{writer}.{i}");
-                        let seq = write(&mut log, &dir, &mut count, &text).unwrap();
-                        assert_eq!(seq, count.seq);
-                        // Two lines in one write stay together.
-                        let pair = |tx: &mut Tx<'_, Count>| Ok((tx.emit(note("a"))?, tx.emit(note("b"))?));
-                        let (a, b) = log.transact(&dir, &mut count, LONG, false, pair).unwrap();
-                        assert_eq!(a + 1, b);
-                        let mut late = Count::default();
-                        Log::open_read(&dir).unwrap().read(&mut late).unwrap();
-                        assert!(late.seq >= b, "a reader misses what was acknowledged");
-                    }
-                });
-            }
-        });
-        let events = events(temp.path());
-        assert_eq!(events.len(), 3 + 3 * WRITERS * EACH);
-        for writer in 0..WRITERS {
-            for i in 0..EACH {
-                let is = |e: &&Event| matches!(&e.body, Body::WorkerExited(p) if p.reason == format!("{writer}.{i}"));
-                assert_eq!(events.iter().filter(is).count(), 1);
-            }
-        }
-    }
-
-    const CHILD: &str = "CPW_TEST_SHORT_WRITE";
-
-    /// In a process of its own, because the limit is the whole process's.
-    #[test]
-    fn a_write_that_the_disk_cuts_short_leaves_whole_lines() {
-        use nix::sys::resource::{Resource, setrlimit};
-        if let Some(path) = std::env::var_os(CHILD) {
-            crate::sys::signals::ignore_write_signals().unwrap();
-            let dir = Dir::open(&path).unwrap();
-            let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-            log.read(&mut count).unwrap();
-            let length = log.len().unwrap();
-            // Room for one line and a half.
-            let mut line = Vec::new();
-            Event::new(note("long enough"), 4, clock::stamp()).encode_into(&mut line).unwrap();
-            let room = length + line.len() as u64 * 3 / 2;
-            setrlimit(Resource::RLIMIT_FSIZE, room, room).unwrap();
-            let three = |tx: &mut Tx<'_, Count>| (0..3).try_for_each(|_| tx.emit(note("long enough")).map(drop));
-            let error = log.transact(&dir, &mut count, LONG, false, three).unwrap_err();
-            assert!(matches!(error, LogError::Io { .. }), "{error}");
-            assert!(log.is_ahead());
-            let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-            log.read(&mut count).unwrap();
-            assert_eq!(count.seq, 4, "the line that is whole counts");
-            assert!(write(&mut log, &dir, &mut count, "long enough").is_err());
-            return;
-        }
-        let (temp, dir, _, _) = three();
-        let name = "store::log::tests::a_write_that_the_disk_cuts_short_leaves_whole_lines";
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, temp.path());
-        let out = command.output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
-        assert_eq!(events(temp.path()).len(), 4);
-        let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
-        assert_eq!(write(&mut log, &dir, &mut count, "goes on").unwrap(), 5);
-        events(temp.path());
-    }
-}
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use crate::model::event::{Body, Draft, RunStarted, SCHEMA};
 use crate::model::plan::Plan;
 use crate::store::home;
 use crate::store::index;
-use crate::store::log::{Log, LogError, Tx};
+use crate::store::log::{Damage, Log, LogError, Tx};
 use crate::store::registry;
 use crate::sys::bell;
 use crate::sys::clock;
@@ -211,9 +211,7 @@ impl RunDir {
         };
         let mut log = Log::create(&self.dir)?;
         let mut state = State::new(plan);
-        log.transact(&self.dir, &mut state, HOOK_LOCK, plan.is_durable(), |tx| {
-            tx.emit(Draft::run(Body::RunStarted(started)))
-        })?;
+        log.transact(&mut state, HOOK_LOCK, plan.is_durable(), |tx| tx.emit(Draft::run(Body::RunStarted(started))))?;
         // Only a cache: without it the first hook folds the log.
         drop(index::save(&self.dir, &log, &state.view));
         Ok(Run { folder: self.again()?, plan: plan.clone(), log, state, indexed: 0 })
@@ -338,10 +336,9 @@ impl Hooked {
     /// One transaction of a hook.
     pub fn transact<T>(
         &mut self,
-        folder: &RunDir,
         decide: impl FnOnce(&mut Tx<'_, View>) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
-        self.log.transact(&folder.dir, &mut self.view, HOOK_LOCK, false, decide)
+        self.log.transact(&mut self.view, HOOK_LOCK, false, decide)
     }
 }
 
@@ -370,6 +367,10 @@ impl Run {
 
     fn fold_anew(&mut self) -> Result<(), LogError> {
         let mut fresh = Log::open(&self.folder.dir)?;
+        if !fresh.id().same_file(self.log.id()) {
+            let why = "events.jsonl was replaced while the run was going on";
+            return Err(LogError::Damaged(Damage::of_file(why)));
+        }
         let mut again = State::new(&self.plan);
         fresh.read(&mut again)?;
         (self.log, self.state) = (fresh, again);
@@ -385,8 +386,8 @@ impl Run {
         if self.log.is_ahead() {
             self.fold_anew()?;
         }
-        let Run { folder, plan, log, state, .. } = self;
-        let result = log.transact(&folder.dir, state, WORKER_LOCK, plan.is_durable(), |tx| decide(tx, plan));
+        let Run { plan, log, state, .. } = self;
+        let result = log.transact(state, WORKER_LOCK, plan.is_durable(), |tx| decide(tx, plan));
         if matches!(result, Err(LogError::Io { .. } | LogError::Line(_))) {
             // Should that fail too, the next call tries it again before it does anything else.
             drop(self.fold_anew());

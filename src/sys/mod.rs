@@ -9,6 +9,7 @@ pub mod clock;
 pub mod dir;
 pub mod host;
 pub mod lock;
+pub mod medium;
 pub mod poll;
 pub mod process;
 pub mod signals;

@@ -1,0 +1,297 @@
+//! A disk in memory that fails at the call one chooses: an error, a process that dies before or after it, a write that is
+//! cut short, a power cut that keeps only what was synced and any part of what came after.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::base::ids::{TaskId, WorkerNo};
+use crate::logic::simulation::{plan, run_started, task};
+use crate::model::event::{
+    Answer, Body, CancelRequested, Decision, Delivered, Done, Draft, Ended, LogRepaired, Observed, Process, Progress,
+    Reason, ResultFile, RunEnded, Skipped, Started, Usage, Verdict,
+};
+use crate::sys::dir::FileId;
+use crate::sys::medium::{Hold, Medium};
+
+/// What goes wrong at one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It fails with this errno, and does nothing.
+    Errno(i32),
+    /// The process dies before it.
+    KillBefore,
+    /// The process dies when it was carried out, before it hears of that.
+    KillAfter,
+    /// Of what is written only this many bytes go out; then, dead or not, as said.
+    Short {
+        /// Bytes that go out.
+        bytes: usize,
+        /// Whether the process dies of it; else it hears of the short write.
+        dies: bool,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    now: Vec<u8>,
+    /// As of the last sync.
+    synced: Vec<u8>,
+    inode: u64,
+    calls: usize,
+    fault: Option<(usize, Fault)>,
+    struck: bool,
+    /// Processes that are dead.
+    dead: Vec<u32>,
+    locked: Option<u32>,
+}
+
+/// The disk, with one file on it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disk(Rc<RefCell<Inner>>);
+
+impl Disk {
+    /// A disk that holds these bytes, all of them synced.
+    pub(super) fn holding(bytes: &[u8]) -> Disk {
+        let inner = Inner { now: bytes.to_vec(), synced: bytes.to_vec(), ..Inner::default() };
+        Disk(Rc::new(RefCell::new(inner)))
+    }
+
+    /// The file as process `process` has it open.
+    pub(super) fn open(&self, process: u32) -> Handle {
+        let inode = self.0.borrow().inode;
+        Handle { disk: self.clone(), process, id: FileId { dev: 1, ino: inode, size: 0, nlink: 1 } }
+    }
+
+    /// From now on: the `n`-th call (from 1) goes wrong.
+    pub(super) fn arm(&self, n: usize, fault: Fault) {
+        let mut inner = self.0.borrow_mut();
+        inner.calls = 0;
+        inner.struck = false;
+        inner.fault = Some((n, fault));
+    }
+
+    /// From now on nothing goes wrong. Returns whether something did.
+    pub(super) fn disarm(&self) -> bool {
+        let mut inner = self.0.borrow_mut();
+        inner.fault = None;
+        inner.struck
+    }
+
+    pub(super) fn is_dead(&self, process: u32) -> bool {
+        self.0.borrow().dead.contains(&process)
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.0.borrow().now.clone()
+    }
+
+    /// What may be on the disk after a power cut now: what was synced and a part of what came after it (every seventh length,
+    /// and those around the ends of lines), the missing end gone or full of zeros.
+    pub(super) fn after_a_power_cut(&self) -> Vec<Vec<u8>> {
+        let inner = self.0.borrow();
+        let same = inner.now.iter().zip(&inner.synced).take_while(|(a, b)| a == b).count();
+        let mut all = vec![inner.synced.clone()];
+        let near = |cut: usize| inner.now[cut.saturating_sub(2)..inner.now.len().min(cut + 2)].contains(&b'\n');
+        for cut in (same..=inner.now.len()).filter(|&cut| cut % 7 == 0 || near(cut)) {
+            all.push(inner.now[..cut].to_vec());
+            let mut zeros = inner.now[..cut].to_vec();
+            zeros.resize(inner.now.len(), 0);
+            all.push(zeros);
+        }
+        all
+    }
+}
+
+/// The file, as one process has it open.
+#[derive(Debug)]
+pub(super) struct Handle {
+    disk: Disk,
+    process: u32,
+    id: FileId,
+}
+
+fn gone() -> io::Error {
+    io::Error::other("this process is dead")
+}
+
+impl Handle {
+    /// Makes a call; `fault` sees what is to go wrong in it.
+    fn call<T>(&self, act: impl FnOnce(&mut Inner, Option<Fault>) -> io::Result<T>) -> io::Result<T> {
+        let inner = &mut *self.disk.0.borrow_mut();
+        if inner.dead.contains(&self.process) {
+            return Err(gone());
+        }
+        inner.calls += 1;
+        let fault = inner.fault.filter(|(n, _)| *n == inner.calls).map(|(_, fault)| fault);
+        inner.struck |= fault.is_some();
+        let die = |inner: &mut Inner| {
+            inner.dead.push(self.process);
+            if inner.locked == Some(self.process) {
+                inner.locked = None;
+            }
+            Err(gone())
+        };
+        match fault {
+            Some(Fault::Errno(n)) => Err(io::Error::from_raw_os_error(n)),
+            Some(Fault::KillBefore) => die(inner),
+            Some(Fault::KillAfter | Fault::Short { dies: true, .. }) => {
+                drop(act(inner, fault));
+                die(inner)
+            }
+            Some(Fault::Short { dies: false, .. }) | None => act(inner, fault),
+        }
+    }
+}
+
+impl Medium for Handle {
+    fn id(&self) -> &FileId {
+        &self.id
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.call(|inner, _| Ok(inner.now.len() as u64))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.call(|inner, _| {
+            let from = usize::try_from(offset).unwrap().min(inner.now.len());
+            let n = buffer.len().min(inner.now.len() - from);
+            buffer[..n].copy_from_slice(&inner.now[from..from + n]);
+            Ok(n)
+        })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.call(|inner, fault| {
+            assert_eq!(inner.locked, Some(self.process), "written without the lock");
+            let n = match fault {
+                Some(Fault::Short { bytes: n, .. }) => n.min(bytes.len()),
+                _ => bytes.len(),
+            };
+            inner.now.extend_from_slice(&bytes[..n]);
+            Ok(n)
+        })
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.call(|inner, _| {
+            assert_eq!(inner.locked, Some(self.process), "cut without the lock");
+            inner.now.truncate(usize::try_from(length).unwrap());
+            Ok(())
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.call(|inner, _| {
+            inner.synced.clone_from(&inner.now);
+            Ok(())
+        })
+    }
+
+    fn lock(&self, hold: Hold, _: Duration) -> io::Result<bool> {
+        self.call(|inner, _| {
+            if inner.locked.is_some() {
+                return Ok(false);
+            }
+            if hold == Hold::Exclusive {
+                inner.locked = Some(self.process);
+            }
+            Ok(true)
+        })
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        self.call(|inner, _| {
+            if inner.locked == Some(self.process) {
+                inner.locked = None;
+            }
+            Ok(())
+        })
+    }
+
+    fn is_named(&self) -> io::Result<bool> {
+        self.call(|inner, _| Ok(inner.inode == self.id.ino))
+    }
+}
+
+impl Drop for Handle {
+    /// A file that is closed gives its lock back.
+    fn drop(&mut self) {
+        let mut inner = self.disk.0.borrow_mut();
+        if inner.locked == Some(self.process) {
+            inner.locked = None;
+        }
+    }
+}
+
+/// An event of every kind, in an order in which they could stand.
+pub(super) fn every_kind() -> Vec<Draft> {
+    let a = TaskId::new("task-a").unwrap();
+    let me = WorkerNo(1);
+    let process = || Process { pid: 4242, start_time: 123_456, boot_id: "boot".into() };
+    let ended =
+        |reason: &str| Ended { exit: Some(3), reason: reason.into(), duration_ms: Some(12), ..Ended::default() };
+    let attempt = |body| Draft::attempt(Some(me), &a, 1, body);
+    vec![
+        Draft::run(run_started(&plan(vec![task("task-a")]), "boot")),
+        Draft::worker(me, Body::WorkerStarted(process())),
+        attempt(Body::Started(Started { cwd: "/somewhere".into(), title: Some("A title".into()), mono_ms: 7 })),
+        attempt(Body::Spawned(process())),
+        attempt(Body::Progress(Progress {
+            percent: Some(40),
+            note: Some("é 👾 \u{7f}".into()),
+            ..Progress::default()
+        })),
+        attempt(Body::Failed(ended("exit 3: no \"luck\"\n"))),
+        attempt(Body::TimedOut(ended("its time limit was over"))),
+        attempt(Body::Lost(ended("the worker died"))),
+        attempt(Body::Cancelled(ended("cancelled"))),
+        attempt(Body::Done(Done {
+            exit: 0,
+            duration_ms: 1234,
+            result: Some(ResultFile {
+                path: "workers/W1/out/task-a.1/result.md".into(),
+                bytes: 9,
+                sha256: "1".repeat(64),
+            }),
+            summary: Some("5 findings".into()),
+            usage: Some(Usage { turns: 2, tokens: 30, cost_usd: 0.25 }),
+        })),
+        Draft::task(&a, Body::Skipped(Skipped { because: "task-b".into() })),
+        Draft::run(Body::CancelRequested(CancelRequested { by: "user".into() })),
+        Draft::run(Body::Decision(Decision {
+            hook: "PreToolUse".into(),
+            tool: Some("Read".into()),
+            answer: Answer::Block,
+            reason: "claimed by task-a".into(),
+            ..Decision::default()
+        })),
+        Draft::run(Body::Observed(Observed {
+            hook: "PreToolUse".into(),
+            phase: "before".into(),
+            tool: "Read".into(),
+            target: "api.py".into(),
+            tool_use_id: None,
+        })),
+        Draft::run(Body::LogRepaired(LogRepaired { bytes: 17, sha256: "0".repeat(64) })),
+        Draft::worker(me, Body::WorkerLost(Reason { reason: "the worker died".into() })),
+        Draft::worker(me, Body::WorkerExited(Reason { reason: "nothing to do".into() })),
+        Draft::run(Body::RunEnded(RunEnded {
+            status: Verdict::Failed,
+            reason: "task-a failed".into(),
+            done: 0,
+            failed: 1,
+            skipped: 0,
+            cancelled: 0,
+        })),
+        Draft::run(Body::Delivered(Delivered {
+            news: vec![6, 11, 18],
+            hook: "Stop".into(),
+            session: "01234567-89ab-cdef-0123-456789abcdef".into(),
+            prompt_id: None,
+            more: false,
+        })),
+    ]
+}
