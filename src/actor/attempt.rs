@@ -23,6 +23,7 @@ use crate::base::env;
 use crate::base::ids::WorkerNo;
 use crate::base::text;
 use crate::logic::state::State;
+use crate::logic::step::{AttemptId, Ending};
 use crate::model::event::{Body, Done, Ended, Process, Progress, ResultFile, Usage};
 use crate::model::plan::{Action, Plan, Task};
 use crate::store::home;
@@ -45,17 +46,6 @@ const STREAM_MS: u64 = 500;
 /// The most of a client's stream that is read at once, in bytes.
 const STREAM_CHUNK: usize = 1024 * 1024;
 
-/// Which attempt, and of what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Id {
-    /// The task's place in the plan.
-    pub index: usize,
-    /// Which try, from 1.
-    pub number: u32,
-    /// The sequence number of its `started` event.
-    pub token: u64,
-}
-
 /// Why an attempt is being ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
@@ -75,20 +65,11 @@ enum Stage {
     Over,
 }
 
-/// How an attempt ended.
-#[derive(Debug)]
-pub struct Ending {
-    /// The outcome as an event; whether a further attempt comes is still to be decided.
-    pub body: Body,
-    /// Whether trying again could help.
-    pub retryable: bool,
-}
-
 /// An attempt whose process exists.
 #[derive(Debug)]
 pub struct Attempt {
     /// Which.
-    pub id: Id,
+    pub id: AttemptId,
     task: spawn::Task,
     target: Target,
     stage: Stage,
@@ -159,7 +140,7 @@ pub fn target(run: &str, task: &str, attempt: u32, leader: Option<Process>) -> T
 
 impl Attempt {
     /// Makes the files and starts the process. The error is the reason of the attempt's failure, for people.
-    pub fn start(making: Making<'_>, id: Id, deadline_ms: Option<u64>) -> Result<Attempt, String> {
+    pub fn start(making: Making<'_>, id: AttemptId, deadline_ms: Option<u64>) -> Result<Attempt, String> {
         let Making { folder, plan, worker, .. } = making;
         let task = &plan.tasks[id.index];
         let name = format!("{}.{}", task.id, id.number);

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 
 use crate::base::ids::WorkerNo;
+use crate::logic::step;
 use crate::logic::view::View;
 use crate::model::event::{Body, Draft, Process};
 use crate::store::log::LogError;
@@ -92,13 +93,7 @@ pub fn hire(run: &mut Run) -> Result<WorkerNo, LogError> {
     let last = run.state.view.last_worker;
     let (worker, process) =
         start(&run.folder, last).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
-    run.transact(|tx, _| {
-        // The worker itself writes this line if it comes first; one of the two is enough.
-        if !tx.fold.view.knows(worker) {
-            tx.emit(Draft::worker(worker, Body::WorkerStarted(process)))?;
-        }
-        Ok(())
-    })?;
+    run.transact(|tx, _| step::enlist(tx, worker, &process))?;
     Ok(worker)
 }
 

@@ -10,15 +10,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use crate::actor::attempt::{self, Attempt, Ending, Id, Making, Why};
+use crate::actor::attempt::{self, Attempt, Making, Why};
 use crate::actor::crew::{self, Life};
 use crate::base::env;
 use crate::base::ids::WorkerNo;
 use crate::logic::sched::{self, Facts};
-use crate::logic::state::State;
-use crate::model::event::{Body, Draft, Ended, Process, Progress, Reason, Started};
-use crate::model::plan::Plan;
-use crate::store::log::{LogError, Tx};
+use crate::logic::step::{self, AttemptId, Duty, Ending, Slot, Todo};
+use crate::model::event::{Body, Ended, Process, Progress};
+use crate::store::log::LogError;
 use crate::store::run::{BELLS, LEADER_LOCK, Run};
 use crate::sys::bell::Bell;
 use crate::sys::clock;
@@ -44,15 +43,6 @@ const PROGRESS_MS: u64 = 1000;
 /// How long the log may be unusable before a worker gives up, in milliseconds.
 const PATIENCE_MS: u64 = 60_000;
 
-/// What a worker is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Duty {
-    /// Whatever is ready.
-    Slot,
-    /// One attempt of this task (its place in the plan), whether it is ready or not, and nothing else.
-    Only(usize),
-}
-
 /// A worker.
 #[derive(Debug)]
 pub struct Worker {
@@ -70,22 +60,13 @@ pub struct Worker {
     peers: BTreeMap<u32, OwnedFd>,
     hired: BTreeSet<i32>,
     attempt: Option<Attempt>,
-    ending: Option<(Id, Ending)>,
+    ending: Option<(AttemptId, Ending)>,
     progress: Option<Progress>,
     progress_at_ms: u64,
     dead: Vec<WorkerNo>,
     look_at_ms: Option<u64>,
     leaving: bool,
     stuck_since_ms: Option<u64>,
-}
-
-/// What a transaction asks the worker to do once the lock is free.
-#[derive(Debug, Default)]
-struct Todo {
-    begin: Option<Id>,
-    hire: u32,
-    leave: bool,
-    changed: bool,
 }
 
 impl Worker {
@@ -158,7 +139,8 @@ impl Worker {
         let now = clock::mono_ms();
         let since = *self.stuck_since_ms.get_or_insert(now);
         tracing::warn!(%error, "the log could not be used");
-        let hopeless = matches!(error, LogError::Damaged(_) | LogError::Newer(_) | LogError::Line(_));
+        let hopeless =
+            matches!(error, LogError::Damaged(_) | LogError::Newer(_) | LogError::Line(_) | LogError::Unsynced(_));
         if !hopeless && now.saturating_sub(since) < PATIENCE_MS {
             self.look_at_ms = Some(now + AGAIN_MS);
             return Ok(());
@@ -283,7 +265,7 @@ impl Worker {
         if let Some(attempt) = &mut self.attempt {
             let state = &self.run.state;
             let task = &state.tasks[attempt.id.index];
-            if task.open.as_ref().is_none_or(|open| open.token != attempt.id.token) {
+            if !step::is_open(state, &attempt.id) {
                 attempt.end(Why::Fenced);
             } else if state.view.cancelled || state.cancels.contains(&attempt.id.index) {
                 attempt.end(Why::Cancelled);
@@ -346,77 +328,26 @@ impl Worker {
     }
 
     fn transact(&mut self) -> Result<Todo, LogError> {
-        let boot_id = clock::boot_id();
         let now_ms = clock::mono_ms();
         let progress = self.due_progress(now_ms);
-        let facts = Facts { now_ms, boot_id, dead: &self.dead };
-        let busy = self.attempt.is_some();
-        if !self.has_business(facts, progress.is_some()) {
+        let facts = Facts { now_ms, boot_id: clock::boot_id(), dead: &self.dead };
+        let slot = Slot {
+            me: self.me,
+            process: &self.process,
+            duty: self.duty,
+            leads: self.leads,
+            leaving: self.leaving,
+            attempt: self.attempt.as_ref().map(|a| &a.id),
+            ending: self.ending.as_ref().map(|(id, ending)| (id, ending)),
+            progress: progress.as_ref(),
+        };
+        if !step::has_business(&self.run.state, &self.run.plan, facts, slot) {
             return Ok(Todo::default());
         }
-        let (me, process, duty, leads, leaving) = (self.me, &self.process, self.duty, self.leads, self.leaving);
-        let attempt = self.attempt.as_ref().map(|a| a.id.clone());
-        let ending = self.ending.as_ref();
-        let cwd = |plan: &Plan, i: usize, project: &std::path::Path| {
-            plan.tasks[i].cwd.as_ref().map_or_else(|| project.to_owned(), |c| project.join(c))
-        };
         let project = self.run.folder.project.clone();
         let todo = self.run.transact(|tx, plan| {
-            let mut todo = Todo::default();
-            if !tx.fold.view.knows(me) {
-                tx.emit(Draft::worker(me, Body::WorkerStarted(process.clone())))?;
-            }
-            if let Some((id, ending)) = ending {
-                record(tx, plan, me, id, ending, facts)?;
-            } else if let (Some(id), Some(progress)) = (&attempt, &progress)
-                && is_open(tx.fold, id)
-            {
-                let task = &plan.tasks[id.index].id;
-                tx.emit(Draft::attempt(Some(me), task, id.number, Body::Progress(progress.clone())))?;
-            }
-            loop {
-                let next = sched::consequences(tx.fold, plan, facts);
-                if next.is_empty() {
-                    break;
-                }
-                for draft in next {
-                    tx.emit(draft)?;
-                }
-            }
-            let served = ending.is_some() && duty != Duty::Slot;
-            if !busy && !leaving && !served {
-                let next = match duty {
-                    Duty::Slot => sched::next_task(tx.fold, plan, facts),
-                    Duty::Only(i) => Some((i, tx.fold.tasks[i].attempts + 1))
-                        .filter(|_| tx.fold.view.ended.is_none() && !tx.fold.tasks[i].phase.is_final())
-                        .filter(|_| tx.fold.tasks[i].open.is_none()),
-                };
-                if let Some((index, number)) = next {
-                    let cwd = cwd(plan, index, &project).to_string_lossy().into_owned();
-                    let task = &plan.tasks[index];
-                    let started = Started { cwd, title: task.label(), mono_ms: facts.now_ms };
-                    let token = tx.emit(Draft::attempt(Some(me), &task.id, number, Body::Started(started)))?;
-                    todo.begin = Some(Id { index, number, token });
-                }
-            }
-            let idle = !busy && todo.begin.is_none();
-            let over = tx.fold.view.ended.is_some();
-            let useless = !leads && tx.fold.unstarted == 0;
-            if idle && (over || useless || leaving || duty != Duty::Slot) {
-                todo.leave = true;
-                let reason = if over {
-                    "the run is over"
-                } else if leaving {
-                    "told to end"
-                } else {
-                    "nothing to do"
-                };
-                tx.emit(Draft::worker(me, Body::WorkerExited(Reason { reason: reason.into() })))?;
-            } else if duty == Duty::Slot && leads {
-                todo.hire = sched::workers_wanted(tx.fold, plan, facts);
-            }
-            todo.changed = !tx.is_empty();
-            Ok(todo)
+            let cwd = |i: usize| plan.tasks[i].cwd.as_ref().map_or_else(|| project.clone(), |c| project.join(c));
+            step::step(tx, plan, facts, slot, |i| cwd(i).to_string_lossy().into_owned())
         })?;
         self.ending = None;
         if progress.is_some() {
@@ -437,21 +368,7 @@ impl Worker {
         Some(progress)
     }
 
-    /// Whether a transaction could change anything: a spurious wake-up must not take the lock.
-    fn has_business(&self, facts: Facts<'_>, progress: bool) -> bool {
-        let State { view, .. } = &self.run.state;
-        self.ending.is_some()
-            || progress
-            || self.leaving
-            || (self.attempt.is_none() && (view.ended.is_some() || self.duty != Duty::Slot))
-            || !view.knows(self.me)
-            || (self.attempt.is_none() && !self.leads && self.run.state.unstarted == 0)
-            || (self.attempt.is_none() && sched::next_task(&self.run.state, &self.run.plan, facts).is_some())
-            || (self.leads && sched::workers_wanted(&self.run.state, &self.run.plan, facts) > 0)
-            || !sched::consequences(&self.run.state, &self.run.plan, facts).is_empty()
-    }
-
-    fn begin(&mut self, id: Id) -> Result<(), LogError> {
+    fn begin(&mut self, id: AttemptId) -> Result<(), LogError> {
         let not_mine: Vec<i32> = self.hired.iter().copied().collect();
         let run = &self.run;
         let since = run.state.tasks[id.index].open.as_ref().map_or_else(clock::mono_ms, |o| o.since_ms);
@@ -463,12 +380,7 @@ impl Worker {
                 let spawned = Body::Spawned(attempt.process().clone());
                 self.attempt = Some(attempt);
                 let me = self.me;
-                self.run.transact(|tx, plan| {
-                    if is_open(tx.fold, &id) {
-                        tx.emit(Draft::attempt(Some(me), &plan.tasks[id.index].id, id.number, spawned))?;
-                    }
-                    Ok(())
-                })
+                self.run.transact(|tx, plan| step::tell(tx, plan, me, &id, spawned))
             }
             Err(reason) => {
                 let body = Body::Failed(Ended { reason, ..Ended::default() });
@@ -506,32 +418,4 @@ impl Worker {
             self.peers.remove(&n);
         }
     }
-}
-
-fn is_open(state: &State, id: &Id) -> bool {
-    state.tasks[id.index].open.as_ref().is_some_and(|open| open.token == id.token)
-}
-
-/// Writes the outcome of an attempt, if it is still this worker's to write.
-fn record(
-    tx: &mut Tx<'_, State>,
-    plan: &Plan,
-    me: WorkerNo,
-    id: &Id,
-    ending: &Ending,
-    facts: Facts<'_>,
-) -> Result<(), LogError> {
-    if !is_open(tx.fold, id) {
-        return Ok(());
-    }
-    let retry_at = sched::retry_at(tx.fold, plan, id.index, facts).filter(|_| ending.retryable);
-    let again = |ended: &Ended| Ended { will_retry: retry_at.is_some(), retry_at, ..ended.clone() };
-    let body = match &ending.body {
-        Body::Failed(ended) => Body::Failed(again(ended)),
-        Body::TimedOut(ended) => Body::TimedOut(again(ended)),
-        Body::Lost(ended) => Body::Lost(again(ended)),
-        other => other.clone(),
-    };
-    tx.emit(Draft::attempt(Some(me), &plan.tasks[id.index].id, id.number, body))?;
-    Ok(())
 }

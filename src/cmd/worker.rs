@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::actor::crew;
-use crate::actor::worker::{Duty, Worker};
+use crate::actor::worker::Worker;
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::WorkerNo;
 use crate::cmd::find;
+use crate::logic::step::Duty;
 use crate::logic::view::Phase;
 use crate::model::event::Verdict;
 use crate::model::plan::Plan;

@@ -6,4 +6,5 @@ pub mod sched;
 #[cfg(test)]
 pub(crate) mod simulation;
 pub mod state;
+pub mod step;
 pub mod view;

@@ -14,6 +14,9 @@ use std::io;
 use std::time::Duration;
 
 use crate::base::hex;
+use crate::logic::state::State;
+use crate::logic::step::Ledger;
+use crate::logic::view::View;
 use crate::model::event::{BadLine, Body, Draft, Event, LogRepaired, MAX_LINE, SCHEMA};
 use crate::sys::clock;
 use crate::sys::dir::{Dir, FileId};
@@ -39,7 +42,7 @@ pub trait Fold {
     fn apply(&mut self, event: &Event);
 }
 
-impl Fold for crate::logic::view::View {
+impl Fold for View {
     fn seq(&self) -> u64 {
         self.seq
     }
@@ -53,7 +56,7 @@ impl Fold for crate::logic::view::View {
     }
 }
 
-impl Fold for crate::logic::state::State {
+impl Fold for State {
     fn seq(&self) -> u64 {
         self.view.seq
     }
@@ -243,6 +246,18 @@ impl Log {
     /// Opens the log for reading only, as on a read-only file system.
     pub fn open_read(dir: &Dir) -> Result<Log, LogError> {
         LogFile::open_read(dir, NAME).map(Log::on).map_err(io_error("open"))
+    }
+}
+
+impl Ledger for Tx<'_, State> {
+    type Error = LogError;
+
+    fn state(&self) -> &State {
+        self.fold
+    }
+
+    fn emit(&mut self, draft: Draft) -> Result<u64, LogError> {
+        Tx::emit(self, draft)
     }
 }
 
