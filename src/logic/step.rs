@@ -135,7 +135,9 @@ pub fn step<L: Ledger>(
             (false, true) => "told to end",
             (false, false) => "nothing to do",
         };
-        ledger.emit(Draft::worker(slot.me, Body::WorkerExited(Reason { reason: reason.into() })))?;
+        if state.view.knows(slot.me) {
+            ledger.emit(Draft::worker(slot.me, Body::WorkerExited(Reason { reason: reason.into() })))?;
+        }
     } else if slot.duty == Duty::Slot && slot.leads {
         todo.hire = sched::workers_wanted(state, plan, facts);
     }
@@ -144,8 +146,10 @@ pub fn step<L: Ledger>(
 }
 
 /// Writes that a worker was started, unless that is in the log: itself and whoever started it say so, and one is enough.
+/// A worker that comes when the run is over leaves no trace: nothing starts behind the end.
 pub fn enlist<L: Ledger>(ledger: &mut L, worker: WorkerNo, process: &Process) -> Result<(), L::Error> {
-    if !ledger.state().view.knows(worker) {
+    let view = &ledger.state().view;
+    if view.ended.is_none() && !view.knows(worker) {
         ledger.emit(Draft::worker(worker, Body::WorkerStarted(process.clone())))?;
     }
     Ok(())
