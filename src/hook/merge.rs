@@ -2,7 +2,7 @@
 //! because the client replaces all of it; whether the call is allowed stays the user's permission rules' business.
 
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{self, Read};
 
 use serde_json::{Map, Value};
 
@@ -149,21 +149,27 @@ fn section(run: &Open, id: &TaskId) -> Option<String> {
     Some(format!("{}\n\n{text}{end}", conductor::result_heading(id, brief)))
 }
 
-/// The text of a task's result, at most [`MAX_RESULT`] bytes of it.
+/// The text of a task's result, at most [`MAX_RESULT`] bytes of it; where it cannot be read, why and where it is. `None`:
+/// there is none.
 fn content(run: &Open, id: &TaskId) -> Option<String> {
     let path = run.hooked.view.tasks.get(id)?.result.as_ref()?;
-    let mut dir = run.folder.dir.try_clone().ok()?;
-    let (folders, name) = path.rsplit_once('/')?;
+    let text = read(run, path).unwrap_or_else(|e| format!("(could not be read: {e}; it is {}/{path})\n", run.shown()));
+    Some(text)
+}
+
+fn read(run: &Open, path: &str) -> io::Result<String> {
+    let mut dir = run.folder.dir.try_clone()?;
+    let (folders, name) = path.rsplit_once('/').ok_or(io::ErrorKind::InvalidFilename)?;
     for folder in folders.split('/') {
-        dir = dir.sub(folder).ok()?;
+        dir = dir.sub(folder)?;
     }
-    let file = dir.open_read(name).ok()?;
-    let length = file.metadata().ok()?.len();
+    let file = dir.open_read(name)?;
+    let length = file.metadata()?.len();
     let mut bytes = Vec::new();
-    file.take(MAX_RESULT).read_to_end(&mut bytes).ok()?;
+    file.take(MAX_RESULT).read_to_end(&mut bytes)?;
     let mut text = String::from_utf8_lossy(&bytes).into_owned();
     if length > MAX_RESULT {
         let _ = write!(text, "\n… ({length} bytes in all, the whole is {}/{path})\n", run.shown());
     }
-    Some(text)
+    Ok(text)
 }
