@@ -1,0 +1,423 @@
+//! The operations that write, each with the quiet state that it begins from, what it acknowledges, and who comes next. Quiet
+//! means that no process of it is left: what was there before can then be put back in place.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::{Map, Value, json};
+
+use super::scratch::{Call, Done, PATIENCE, SESSION, Scratch};
+
+const PROMPT: &str = "Analyze api.py and db.py and write report.md";
+
+/// A task says what it is about, writes down that it was there, and waits while there is something to wait for.
+const TASK: &str = r#"set -e
+echo "Findings about $CPW_ITEM"; echo x >> "$HOME/ran.$CPW_RUN.$CPW_TASK.$CPW_ATTEMPT"
+[ ! -p "$HOME/hold" ] || read -r x < "$HOME/hold""#;
+
+/// Makes a worker that is started stay unborn: the run is then there, and nobody works on it.
+const UNBORN: [&str; 6] = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=?fork,?vfork,clone,?clone3:error=EAGAIN"];
+
+/// What an operation begins from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// Rules, not approved; settings with foreign entries.
+    Rules,
+    /// Approved rules, no run.
+    Approved,
+    /// A run of the session that has begun, without any worker.
+    Begun,
+    /// A run of the session that has ended, and of which the session has heard nothing.
+    Ended,
+    /// A run of a terminal that has begun, without any worker.
+    Planned,
+    /// The same, with an attempt open whose worker and processes were killed.
+    Broken,
+}
+
+/// What is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Hook { name: &'static str, event: &'static str, tool: &'static str },
+    Cpw(&'static [&'static str]),
+}
+
+/// An operation.
+#[derive(Debug)]
+pub(crate) struct Operation {
+    pub(crate) name: &'static str,
+    /// Whether it goes on for long when the log cannot be used, as workers do.
+    pub(crate) endures: bool,
+    begin: Begin,
+    what: What,
+}
+
+const fn hook(
+    name: &'static str,
+    begin: Begin,
+    hook: &'static str,
+    event: &'static str,
+    tool: &'static str,
+) -> Operation {
+    Operation { name, endures: false, begin, what: What::Hook { name: hook, event, tool } }
+}
+
+const fn cpw(name: &'static str, begin: Begin, args: &'static [&'static str]) -> Operation {
+    Operation { name, endures: false, begin, what: What::Cpw(args) }
+}
+
+const fn works(name: &'static str, begin: Begin, args: &'static [&'static str]) -> Operation {
+    Operation { name, endures: true, begin, what: What::Cpw(args) }
+}
+
+/// All of them.
+pub(crate) static OPERATIONS: [Operation; 15] = [
+    hook("prompt", Begin::Approved, "user-prompt-submit", "UserPromptSubmit", ""),
+    hook("claim", Begin::Begun, "pre-tool-use", "PreToolUse", "Read"),
+    hook("merge", Begin::Ended, "pre-tool-use", "PreToolUse", "Write"),
+    hook("news", Begin::Ended, "post-tool-batch", "PostToolBatch", ""),
+    hook("stop", Begin::Ended, "stop", "Stop", ""),
+    cpw("run", Begin::Approved, &["run", "plan.json", "--detach"]),
+    works("slot", Begin::Planned, &["worker"]),
+    works("recover", Begin::Broken, &["worker"]),
+    works("task", Begin::Planned, &["worker", "--task", "a"]),
+    cpw("cancel", Begin::Planned, &["cancel"]),
+    cpw("progress", Begin::Broken, &["progress", "60", "--note", "half way"]),
+    cpw("summary", Begin::Broken, &["summary", "5 findings"]),
+    cpw("allow", Begin::Rules, &["allow", "--yes"]),
+    cpw("init", Begin::Rules, &["init"]),
+    cpw("status", Begin::Broken, &["status"]),
+];
+
+fn rules() -> Value {
+    json!({
+        "version": 1,
+        "conductor": {"on_claimed": "block", "wait": "1s"},
+        "rules": [{
+            "name": "analyze",
+            "when": {"prompt": "(?i)\\banaly[sz]e\\b", "files": {"min": 2}},
+            "for_each": "files",
+            "tasks": [{"id": "{{item.stem}}", "shell": TASK, "claims": ["{{item}}"]}],
+            "merge": [{
+                "tool": "Write",
+                "match": {"file_path": "*report.md"},
+                "needs": ["*"],
+                "set": {"content": "{{input.content}}\n{{results}}"},
+            }],
+        }],
+    })
+}
+
+fn plan() -> Value {
+    json!({"version": 1, "limits": {"max_workers": 1}, "tasks": [
+        {"id": "a", "shell": TASK, "retries": 1, "backoff": {"initial": "10ms"}},
+        {"id": "b", "needs": ["a"], "shell": TASK},
+        {"id": "c", "run": ["true"]},
+    ]})
+}
+
+fn settings() -> Value {
+    json!({"model": "opus", "hooks": {"Stop": [{"hooks": [{"type": "command", "command": "true"}]}]}, "mine": {"a": [1]}})
+}
+
+fn good(done: &Done, what: &str) {
+    assert!(done.is_ok(), "{what}: {done:?}");
+}
+
+impl Operation {
+    /// Whether it is a hook.
+    pub(crate) fn is_hook(&self) -> bool {
+        matches!(self.what, What::Hook { .. })
+    }
+
+    /// The command, below what stands around it.
+    pub(crate) fn command(&self, scratch: &Scratch, outer: &[String]) -> Command {
+        match self.what {
+            What::Hook { name, event, tool } => {
+                let more = match tool {
+                    "Read" => json!({"file_path": scratch.project().join("api.py")}),
+                    "Write" => json!({"file_path": scratch.project().join("report.md"), "content": "# Report"}),
+                    _ => json!({}),
+                };
+                let more = match tool {
+                    "" => json!({"prompt": PROMPT}),
+                    tool => json!({"tool_name": tool, "tool_input": more, "tool_use_id": "t1"}),
+                };
+                scratch.hook(outer, &Call { hook: name, event, more })
+            }
+            What::Cpw(args) => {
+                let mut command = scratch.command(outer, args);
+                if let ["progress" | "summary", ..] = args {
+                    let run = scratch.runs().pop().expect("a run");
+                    command.env("CPW_RUN", run.file_name().expect("an id")).env("CPW_RUN_DIR", &run);
+                    command.env("CPW_WORKER", "W2").env("CPW_TASK", "a").env("CPW_ATTEMPT", "1").env("CPW_TOKEN", "3");
+                    command.env("CPW_DEPTH", "1");
+                }
+                command
+            }
+        }
+    }
+
+    /// A scratch project in the state that the operation begins from.
+    pub(crate) fn prepare(&self, root: &Path) -> Scratch {
+        let mut scratch = Scratch::new(root);
+        for name in ["api.py", "db.py"] {
+            scratch.write(name, "# code\n");
+        }
+        scratch.write(".claude/cpw.json", &rules().to_string());
+        scratch.write(".claude/settings.json", &settings().to_string());
+        scratch.write("plan.json", &plan().to_string());
+        let prompt = &OPERATIONS[0];
+        if self.begin != Begin::Rules {
+            good(&scratch.cpw(&["allow", "--yes"]), "allow");
+        }
+        let unborn = UNBORN.map(str::to_owned);
+        match self.begin {
+            Begin::Rules | Begin::Approved => {}
+            Begin::Begun => good(&scratch.run(prompt.command(&scratch, &unborn), PATIENCE), "a prompt"),
+            Begin::Ended => {
+                good(&scratch.run(prompt.command(&scratch, &[]), PATIENCE), "a prompt");
+                scratch.wait_for_end().expect("the end of the run");
+            }
+            Begin::Planned | Begin::Broken => {
+                let run = scratch.command(&unborn, &["run", "plan.json", "--detach"]);
+                assert_eq!(scratch.run(run, PATIENCE).status.code(), Some(1), "nobody can be started");
+            }
+        }
+        if self.begin == Begin::Broken {
+            leave_broken(&scratch);
+        }
+        let run = matches!(self.begin, Begin::Begun | Begin::Planned | Begin::Broken);
+        assert!(!run || scratch.ledger().is_ok_and(|ledger| !ledger.is_ended()), "{}: no open run", self.name);
+        assert!(scratch.processes().is_empty(), "{}: not quiet", self.name);
+        scratch.keep();
+        scratch
+    }
+
+    /// Repeats the operation until the next one writes across the end of the log's page. Only that takes a free page.
+    pub(crate) fn fill_page(&self, scratch: &mut Scratch) {
+        const PAGE: u64 = 4096;
+        let length = |scratch: &Scratch| fs::metadata(scratch.log()).expect("a log").len();
+        let (mut before, mut now) = (0, 0);
+        while now == 0 || now % PAGE + (now - before) < PAGE {
+            before = length(scratch);
+            good(&scratch.run(self.command(scratch, &[]), PATIENCE), "once more");
+            now = length(scratch);
+            // What was said a moment ago would not be said again.
+            for told in ["told", "summed"] {
+                let logs = scratch.log().with_file_name("workers/W2/logs");
+                fs::remove_file(logs.join(format!("a.1.{told}"))).ok();
+            }
+        }
+        scratch.keep();
+    }
+
+    /// The tasks of its run.
+    fn tasks(&self) -> &'static [&'static str] {
+        match self.begin {
+            Begin::Begun | Begin::Ended => &["api", "db"],
+            _ if self.name == "prompt" => &["api", "db"],
+            _ => &["a", "b", "c"],
+        }
+    }
+
+    /// Judges what is there at once: the logs, what the operation said, and whether it is true. With `must` it has to have
+    /// done what it is for.
+    pub(crate) fn judge(&self, scratch: &Scratch, done: &Done, must: bool) -> Result<(), String> {
+        for (_, ledger) in scratch.ledgers()? {
+            ledger.check()?;
+        }
+        let said = match self.what {
+            What::Hook { event, .. } => self.hook_said(done, event)?,
+            What::Cpw(_) => Value::Null,
+        };
+        let context = said["additionalContext"].as_str().unwrap_or_default();
+        let acknowledged = match self.name {
+            "prompt" => context.contains("cpw has started"),
+            "claim" => said["permissionDecision"] == "deny",
+            "merge" => said.get("updatedInput").is_some(),
+            "news" | "stop" => context.contains("done"),
+            _ => done.is_ok(),
+        };
+        if must && !acknowledged {
+            return Err("it did not do what it is for".into());
+        }
+        if acknowledged { self.is_true(scratch, done, &said) } else { self.is_not_lost(scratch) }
+    }
+
+    fn hook_said(&self, done: &Done, event: &str) -> Result<Value, String> {
+        if done.out.is_empty() {
+            return Ok(Value::Null);
+        }
+        let said: Map<String, Value> = serde_json::from_str(&done.out).map_err(|e| format!("its stdout: {e}"))?;
+        let specific = said.get("hookSpecificOutput").cloned().unwrap_or(Value::Null);
+        if !specific.is_null() && specific["hookEventName"] != event {
+            return Err("its answer is for another event".into());
+        }
+        let decision = specific["permissionDecision"].as_str();
+        if decision.is_some_and(|d| d != "deny") || (decision.is_some() && self.name != "claim") {
+            return Err("it decided what it may not".into());
+        }
+        Ok(specific)
+    }
+
+    /// Whether what it acknowledged is in the log.
+    fn is_true(&self, scratch: &Scratch, done: &Done, said: &Value) -> Result<(), String> {
+        let ledger = scratch.ledger();
+        let check =
+            |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("acknowledged, and not so: {what}")) };
+        match self.name {
+            "prompt" => check(ledger?.has("run_started", &[("session", SESSION)]), "the run is in the log"),
+            "claim" => check(ledger?.has("decision", &[("answer", "block")]), "the refusal is in the log"),
+            "merge" => {
+                check(ledger?.has("decision", &[("answer", "rewrite")]), "the rewrite is in the log")?;
+                let content = said["updatedInput"]["content"].as_str().unwrap_or_default();
+                // What is there and cannot be read is named; it is never passed over.
+                let has = |item: &str| content.contains(&format!("Findings about {item}"));
+                let named = |task: &str| {
+                    content.contains("(could not be read: ") && content.contains(&format!("/out/{task}.1/"))
+                };
+                let all =
+                    content.contains("# Report") && (has("api.py") || named("api")) && (has("db.py") || named("db"));
+                check(all, &format!("all results are in {content:?}"))
+            }
+            "run" => {
+                let run = done.out.trim();
+                let known = scratch.ledgers()?.iter().any(|(path, _)| !run.is_empty() && path.ends_with(run));
+                check(known, "the run is in the log")
+            }
+            "slot" | "recover" => check(ledger?.has("run_ended", &[("status", "ok")]), "the run is ok"),
+            "task" => check(ledger?.has_of("done", "a"), "the task is done"),
+            "cancel" => {
+                let ledger = ledger?;
+                let ended = !done.out.contains(" is cancelled") || ledger.has("run_ended", &[("status", "cancelled")]);
+                check(ledger.count("cancel_requested") == 1 && ended, "the run is cancelled")
+            }
+            "progress" => check(ledger?.has("progress", &[("note", "half way")]), "the progress is in the log"),
+            "summary" => check(ledger?.has("progress", &[("summary", "5 findings")]), "the summary is in the log"),
+            "allow" => {
+                let again = scratch.cpw(&["allow", "--yes"]);
+                check(again.out.contains("is approved already"), "the rules are approved")
+            }
+            "init" => check(scratch_settings(scratch)?.to_string().contains("user-prompt-submit"), "it is wired"),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is written down as said was said.
+    fn is_not_lost(&self, scratch: &Scratch) -> Result<(), String> {
+        match self.name {
+            "news" | "stop" if scratch.ledger()?.count("delivered") > 0 => {
+                Err("news are lost: logged, not told".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whoever comes next: the next commands work, and every run comes to its end.
+    pub(crate) fn finish(&self, scratch: &Scratch, before: &Done) -> Result<(), String> {
+        let works = |done: &Done, what: &str| if done.is_ok() { Ok(()) } else { Err(format!("then {what}: {done:?}")) };
+        if self.endures && before.is_killed() {
+            // A process that was just made holds what its maker held, the lock of its life too, until it runs its program.
+            scratch.wait("the end of what it left", || scratch.processes().is_empty())?;
+        }
+        let asked_to_cancel = scratch.ledger().is_ok_and(|ledger| ledger.count("cancel_requested") > 0);
+        match self.name {
+            "news" | "stop" => {
+                let told = scratch.ledger()?.count("delivered") > 0;
+                let again = scratch.run(self.command(scratch, &[]), PATIENCE);
+                works(&again, "the same hook")?;
+                if told == again.out.contains("done") {
+                    return Err(format!("told before: {told}; and then: {again:?}"));
+                }
+            }
+            "allow" | "init" | "prompt" | "claim" | "merge" => {
+                let again = scratch.run(self.command(scratch, &[]), PATIENCE);
+                works(&again, "the same again")?;
+                if self.name == "init" && !scratch_settings(scratch)?.to_string().contains("user-prompt-submit") {
+                    return Err(format!("it is not wired: {again:?}"));
+                }
+            }
+            _ => {}
+        }
+        let status = scratch.cpw(&["status", "--json"]);
+        works(&status, "status")?;
+        let seen: Value = serde_json::from_str(&status.out).map_err(|e| format!("status: {e}"))?;
+        let all = seen["runs"].as_array().into_iter().flatten().map(|run| run["state"].as_str().unwrap_or_default());
+        for state in all {
+            if !["active", "ok", "failed", "cancelled"].contains(&state) {
+                return Err(format!("then a run is {state}: {}", status.out));
+            }
+        }
+        scratch.wait_for_end()?;
+        for (path, ledger) in scratch.ledgers()? {
+            ledger.check_ended(self.tasks())?;
+            effects(scratch, &path, &ledger)?;
+            if asked_to_cancel && !ledger.has("run_ended", &[("status", "cancelled")]) {
+                return Err(format!("a cancelled run ended otherwise; before: {before:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The settings are whole at any time, and what was in them before still is.
+fn scratch_settings(scratch: &Scratch) -> Result<Value, String> {
+    let text = fs::read_to_string(scratch.project().join(".claude/settings.json")).map_err(|e| e.to_string())?;
+    let found: Value = serde_json::from_str(&text).map_err(|e| format!("settings.json: {e}"))?;
+    let before = settings();
+    let kept = found["model"] == before["model"] && found["mine"] == before["mine"];
+    let stop = found["hooks"]["Stop"].as_array().is_some_and(|all| all.contains(&before["hooks"]["Stop"][0]));
+    if kept && stop { Ok(found) } else { Err(format!("settings.json has lost something: {text}")) }
+}
+
+/// What the tasks wrote down themselves: no attempt ran that is not in the log, none ran twice, and none is done that did
+/// not run.
+fn effects(scratch: &Scratch, run: &Path, ledger: &super::ledger::Ledger) -> Result<(), String> {
+    let id = run.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // None: it never came so far. Empty: it was killed in between.
+    let ran = |e: &Map<String, Value>| {
+        let name = format!("ran.{id}.{}.{}", e["task"].as_str().unwrap_or_default(), e["attempt"]);
+        fs::read_to_string(scratch.path("home").join(name)).ok()
+    };
+    let of = |kind: &'static str| ledger.events.iter().filter(move |e| e["t"] == kind);
+    if let Some(twice) = of("started").find(|e| ran(e).is_some_and(|text| !text.is_empty() && text != "x\n")) {
+        return Err(format!("ran more than once: {twice:?}"));
+    }
+    if let Some(never) = of("done").find(|e| e["task"] != "c" && ran(e).as_deref() != Some("x\n")) {
+        return Err(format!("did not run: {never:?}"));
+    }
+    let files = fs::read_dir(scratch.path("home")).into_iter().flatten().flatten();
+    let files = files.filter(|f| f.file_name().to_string_lossy().starts_with(&format!("ran.{id}.")));
+    let begun = of("started").filter(|e| ran(e).is_some()).count();
+    if files.count() == begun { Ok(()) } else { Err("a task ran whose start is not in the log".into()) }
+}
+
+/// Lets a worker begin with task `a`, and kills it and the task.
+fn leave_broken(scratch: &Scratch) {
+    let hold = scratch.path("home/hold");
+    mkfifo(&hold, Mode::S_IRWXU).expect("a pipe");
+    let mut worker = scratch.command(&[], &["worker"]);
+    let mut worker = worker.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a worker");
+    let ready = scratch.wait("the task to run", || {
+        let mut files = fs::read_dir(scratch.path("home")).into_iter().flatten().flatten();
+        let ran =
+            files.any(|f| f.file_name().to_string_lossy().ends_with(".a.1") && f.metadata().is_ok_and(|m| m.len() > 0));
+        ran && scratch.ledger().is_ok_and(|l| l.has_of("spawned", "a"))
+    });
+    worker.kill().expect("it is killed");
+    worker.wait().expect("it is our child");
+    ready.expect("a task that runs");
+    for pid in scratch.processes() {
+        kill(pid, Signal::SIGKILL).ok();
+    }
+    scratch.wait("the end of the task", || scratch.processes().is_empty()).expect("the end");
+    fs::remove_file(hold).expect("the pipe");
+    let leader = scratch.ledger().expect("a log");
+    let open = leader.events.iter().find(|e| e["t"] == "started").expect("an attempt");
+    assert_eq!((&open["worker"], &open["attempt"]), (&json!("W2"), &json!(1)), "the one that says how far it is");
+}
