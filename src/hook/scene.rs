@@ -139,7 +139,7 @@ fn open_one(own: &OwnRun) -> Result<Option<Open>, RunError> {
         Err(RunError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
-    if !session::is_same(own, &folder.dir) {
+    if !session::is_same(own, &folder.dir).map_err(|source| RunError::Io { path: own.path.clone(), source })? {
         return Ok(None);
     }
     let hooked = folder.open_view()?;

@@ -200,9 +200,10 @@ impl Locked {
     }
 }
 
-/// Whether a folder is the one that the session's record names.
-pub fn is_same(own: &OwnRun, folder: &Dir) -> bool {
-    folder.id().is_ok_and(|FileId { dev, ino, .. }| (dev, ino) == (own.dev, own.ino))
+/// Whether a folder is the one that the session's record names. Who cannot tell must not take it for another one.
+pub fn is_same(own: &OwnRun, folder: &Dir) -> io::Result<bool> {
+    let FileId { dev, ino, .. } = folder.id()?;
+    Ok((dev, ino) == (own.dev, own.ino))
 }
 
 #[cfg(test)]
@@ -237,8 +238,8 @@ mod tests {
         assert_eq!((seen.prompts.as_slice(), seen.let_go_ms, seen.off), (&["p1".to_owned()][..], 7, true));
         let own = seen.open_runs().next().unwrap();
         assert_eq!((own.id(), own.rule.as_str()), (Some(run.clone()), "rule"));
-        assert!(is_same(own, &Dir::open(&folder).unwrap()));
-        assert!(!is_same(own, &Dir::open(home.path()).unwrap()));
+        assert!(is_same(own, &Dir::open(&folder).unwrap()).unwrap());
+        assert!(!is_same(own, &Dir::open(home.path()).unwrap()).unwrap());
         locked.add(Entry::Closed { run }).unwrap();
         locked.add(Entry::On).unwrap();
         drop(locked);
