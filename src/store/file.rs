@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::dir::open_path;
 use crate::sys::process;
+use crate::sys::random;
 
 /// The rights of a file that is written.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +25,7 @@ pub enum Rights<'a> {
 /// see [`behind_links`].
 pub fn replace(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
     let folder = folder_of(path);
-    let temporary = folder.join(format!(".cpw-{}", uuid::Uuid::new_v4().simple()));
+    let temporary = folder.join(format!(".cpw-{}", random::hex()));
     let result = write_new(&temporary, bytes, rights).and_then(|()| std::fs::rename(&temporary, path));
     if result.is_err() {
         drop(std::fs::remove_file(&temporary));

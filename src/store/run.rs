@@ -20,6 +20,7 @@ use crate::store::registry;
 use crate::sys::bell;
 use crate::sys::clock;
 use crate::sys::dir::Dir;
+use crate::sys::random;
 
 /// The plan's name in a run's folder.
 pub const PLAN: &str = "plan.json";
@@ -92,11 +93,16 @@ fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::Io { path, source }
 }
 
+/// A random UUID, without its dashes. Not `Uuid::new_v4`, which ends the program where the system refuses it a descriptor.
+fn uuid() -> String {
+    uuid::Builder::from_random_bytes(random::bytes()).into_uuid().simple().to_string()
+}
+
 /// A run id for a run that starts now: sorts by time, to the microsecond, and cannot be guessed.
 pub fn new_id() -> RunId {
     let stamp = clock::stamp();
     let digits = |range: std::ops::Range<usize>| stamp.get(range).unwrap_or("0").replace(['-', ':'], "");
-    let random = uuid::Uuid::new_v4().simple().to_string();
+    let random = uuid();
     let id = format!("{}-{}{}-{}", digits(0..10), digits(11..19), digits(20..26), &random[..20]);
     RunId::new(&id).unwrap_or_else(|_| unreachable!("digits and dashes fit the alphabet of ids"))
 }
@@ -203,7 +209,7 @@ impl RunDir {
             session: plan.session.as_ref().map(ToString::to_string),
             prompt_id: origin.prompt_id.map(str::to_owned),
             rule: plan.rule.clone(),
-            trace: uuid::Uuid::new_v4().simple().to_string(),
+            trace: uuid(),
             max_workers: plan.limits.max_workers,
             boot_id: clock::boot_id().to_owned(),
             mono_ms: clock::mono_ms(),

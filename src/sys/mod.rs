@@ -12,6 +12,7 @@ pub mod lock;
 pub mod medium;
 pub mod poll;
 pub mod process;
+pub mod random;
 pub mod signals;
 pub mod spawn;
 mod timer;
