@@ -333,6 +333,9 @@ fn judge_end(operation: &Operation, fault: &Fault, done: &Done, watched: bool) -
     if operation.is_hook() && done.took > HOOK {
         return Err(format!("a hook took {:?}", done.took));
     }
+    if operation.is_hook() && !done.err.is_empty() && !fault.is_allocation() {
+        return Err("a hook wrote to stderr".into());
+    }
     let signal = done.status.signal();
     let sound = match (done.status.code(), signal) {
         (Some(code), _) if operation.is_hook() => code == 0,

@@ -338,6 +338,9 @@ impl Operation {
             "allow" | "init" | "prompt" | "claim" | "merge" => {
                 let again = scratch.run(self.command(scratch, &[]), PATIENCE);
                 works(&again, "the same again")?;
+                if self.name == "prompt" && scratch.ledgers()?.len() > 1 {
+                    return Err("the same prompt has started two runs".into());
+                }
                 if self.name == "init" && !scratch_settings(scratch)?.to_string().contains("user-prompt-submit") {
                     return Err(format!("it is not wired: {again:?}"));
                 }
