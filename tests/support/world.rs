@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -199,9 +200,13 @@ impl Drop for World {
     }
 }
 
-/// The built `cpw`.
+/// The `cpw` that is tested: the one that `CPW_TEST_BINARY` names, else the one that was built with the tests.
 pub(crate) fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_cpw"))
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| match std::env::var_os("CPW_TEST_BINARY") {
+        Some(named) => fs::canonicalize(named).expect("CPW_TEST_BINARY names a file"),
+        None => env!("CARGO_BIN_EXE_cpw").into(),
+    })
 }
 
 fn command_line(pid: Pid) -> String {
