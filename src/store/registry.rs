@@ -30,12 +30,13 @@ fn name(folder: &RunDir) -> io::Result<&std::ffi::OsStr> {
     folder.path().file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a run's folder has a name"))
 }
 
-/// Records a folder as made by this user's cpw.
-pub fn register(state: &State, folder: &RunDir) -> io::Result<()> {
+/// Records a folder as made by this user's cpw. `durable`: the record is on the disk before the run begins, because after
+/// a power cut nobody would finish a run that nobody knows.
+pub fn register(state: &State, folder: &RunDir, durable: bool) -> io::Result<()> {
     let id = folder.dir.id()?;
     let record = Record { path: folder.path().to_string_lossy().into_owned(), dev: id.dev, ino: id.ino };
     let runs = Dir::open(state.path())?.create_sub(FOLDER, 0o700)?;
-    runs.write_atomic(name(folder)?, &serde_json::to_vec(&record)?, 0o600, false)
+    runs.write_atomic(name(folder)?, &serde_json::to_vec(&record)?, 0o600, durable)
 }
 
 /// Whether a folder is one that this user's cpw has made. Where that cannot be told, it is not.
@@ -68,7 +69,7 @@ mod tests {
         std::fs::create_dir(&project).unwrap();
         let folder = RunDir::create(&project, &plan(vec![task("a")]), &Origin::default()).unwrap();
         assert!(!is_registered(&state, &folder).unwrap_or(false));
-        register(&state, &folder).unwrap();
+        register(&state, &folder, false).unwrap();
         assert!(is_registered(&state, &folder).unwrap());
 
         let run = crate::base::ids::RunId::new(folder.path().file_name().unwrap().to_str().unwrap()).unwrap();

@@ -201,7 +201,7 @@ impl RunDir {
     ///
     /// Before that it is registered as this user's own, in `state`; otherwise it would be nobody's.
     pub fn start(&self, state: &home::State, plan: &Plan, origin: &Origin<'_>) -> Result<Run, RunError> {
-        registry::register(state, self).map_err(at(state.path()))?;
+        registry::register(state, self, plan.is_durable()).map_err(at(state.path()))?;
         let plan_sha256 = hex::sha256(&self.plan_bytes()?);
         let started = RunStarted {
             v: SCHEMA,
