@@ -104,8 +104,9 @@ fn lost_workers(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
             out.push(Draft::attempt(Some(open.worker), &plan.tasks[i].id, open.number, body));
         }
     }
-    for &n in state.view.workers.keys() {
-        if is_dead(WorkerNo(n)) {
+    for (&n, process) in &state.view.workers {
+        // Who was started since the restart to finish the run is alive.
+        if (rebooted && process.boot_id != facts.boot_id) || facts.dead.contains(&WorkerNo(n)) {
             out.push(Draft::worker(WorkerNo(n), Body::WorkerLost(Reason { reason: why.into() })));
         }
     }

@@ -559,3 +559,21 @@ fn a_task_that_may_fail_lets_others_go_on() {
     let end = state.view.ended.unwrap();
     assert_eq!((end.status, end.reason.as_str()), (crate::model::event::Verdict::Failed, "a failed"));
 }
+
+#[test]
+fn after_a_restart_only_the_workers_of_before_are_lost() {
+    let plan = plan(vec![task("a")]);
+    let mut state = State::new(&plan);
+    let after = Process { boot_id: "next".into(), ..process(2) };
+    let events = [
+        Draft::run(run_started(&plan, "boot")),
+        Draft::worker(WorkerNo(1), Body::WorkerStarted(process(1))),
+        Draft::worker(WorkerNo(2), Body::WorkerStarted(after)),
+    ];
+    for (draft, seq) in events.into_iter().zip(1..) {
+        state.apply(&Event::new(draft, seq, String::new()));
+    }
+    let facts = Facts { now_ms: 2000, boot_id: "next", dead: &[] };
+    let lost: Vec<Option<WorkerNo>> = sched::consequences(&state, &plan, facts).iter().map(|d| d.worker).collect();
+    assert_eq!(lost, [Some(WorkerNo(1))]);
+}
