@@ -163,7 +163,7 @@ impl Worker {
         self.run.refresh()?;
         self.follow_leader();
         self.watch_attempt();
-        self.find_dead();
+        self.find_dead()?;
         let todo = self.transact()?;
         if let Some(id) = todo.begin {
             self.begin(id)?;
@@ -284,11 +284,11 @@ impl Worker {
     }
 
     /// Looks which workers are dead, and ends what is left of their tasks: only then may the task be tried again.
-    fn find_dead(&mut self) {
+    fn find_dead(&mut self) -> Result<(), LogError> {
         self.dead.clear();
         let view = &self.run.state.view;
         if view.boot_id != clock::boot_id() {
-            return;
+            return Ok(());
         }
         // Also who has left the list while an attempt of his is open: nobody else will end that.
         let nobody = Process { pid: 0, start_time: 0, boot_id: String::new() };
@@ -299,6 +299,10 @@ impl Worker {
         all.remove(&self.me.0);
         let is_dead = |n: u32, p: &Process| crew::life(&self.run.folder, WorkerNo(n), p) == Life::Dead;
         let dead: Vec<u32> = all.into_iter().filter(|(n, p)| is_dead(*n, p)).map(|(n, _)| n).collect();
+        if !dead.is_empty() {
+            // What it began between the last look and its death has processes to be ended, too.
+            self.run.refresh()?;
+        }
         for n in dead {
             if self.end_orphans(WorkerNo(n)) {
                 self.peers.remove(&n);
@@ -308,6 +312,7 @@ impl Worker {
                 self.look_at_ms = Some(clock::mono_ms() + AGAIN_MS);
             }
         }
+        Ok(())
     }
 
     fn end_orphans(&self, dead: WorkerNo) -> bool {
