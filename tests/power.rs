@@ -420,7 +420,7 @@ mod tests {
             let run = start(&world, folder, "power", 60);
             let ended = || kinds(&log(&run)).last().is_some_and(|k| k == "run_ended" || k == "worker_exited");
             while begun.elapsed() < time() && !ended() {
-                let name = if samples.len() < 3 && cuts % 17 == 5 {
+                let name = if samples.len() < 3 && cuts % 7 == 3 {
                     format!("sample{}.img", samples.len())
                 } else {
                     "cut.img".into()

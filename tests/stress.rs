@@ -25,13 +25,13 @@ mod support;
 mod tests {
     use std::collections::BTreeMap;
     use std::fs;
-    use std::io::Write as _;
-    use std::os::unix::fs::MetadataExt as _;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
     use std::os::unix::process::ExitStatusExt as _;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Output, Stdio};
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
     use std::time::{Duration, Instant};
 
     use cpw::sys::process::{identity_of, signal};
@@ -74,6 +74,13 @@ mod tests {
         [ "$CPW_ATTEMPT" -gt "$failures" ] || exit 1
         say end
     "#;
+
+    /// Held by each test: every one of them fills the machine.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    fn alone() -> MutexGuard<'static, ()> {
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     /// Chance that can be had again.
     struct Random(u64);
@@ -306,7 +313,7 @@ mod tests {
             let mut kinds: Vec<&str> = all.iter().map(|(_, line)| kind_of(line)).collect();
             kinds.sort_unstable();
             kinds.dedup();
-            for _ in 0..=random.below(6) {
+            for _ in 0..=random.below(10) {
                 let kind = random.pick(&kinds).copied().unwrap_or_default();
                 let some: Vec<i32> =
                     all.iter().filter(|(_, line)| kind_of(line) == kind).map(|(pid, _)| pid.as_raw()).collect();
@@ -508,7 +515,16 @@ mod tests {
         assert_eq!(alike(&status["runs"][0], &wanted), wanted, "{}", place());
         let held = held_locks(&[run.clone(), world.state()]);
         assert!(held.is_empty(), "locked after the end ({}): {held:?}", place());
+        // What was killed while it made a file leaves its beginning behind under a name of its own: no more than that.
         let leftovers = temporary_files(&run);
+        let is_known = |path: &PathBuf| {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let rest = name
+                .strip_prefix(".tmp.")
+                .or_else(|| name.strip_prefix('.').filter(|_| path.parent().is_some_and(|p| p.ends_with("bells"))));
+            rest.is_some_and(|r| r.split('.').all(|part| part.parse::<u64>().is_ok()))
+        };
+        assert!(leftovers.iter().all(is_known), "{}: {leftovers:?}", place());
         println!(
             "seed {seed}: {} tasks, {} events, {} attempts, {} lost; over {} ms after the last fault; left: {leftovers:?}",
             report.tasks.len(),
@@ -536,6 +552,7 @@ mod tests {
 
     #[test]
     fn whatever_is_killed_the_run_ends_and_its_history_is_good() {
+        let _alone = alone();
         let size = size();
         println!("binary {}, {size:?}", program().display());
         let (begun, mut tally, mut seed) = (Instant::now(), Tally::default(), size.seed);
@@ -549,5 +566,185 @@ mod tests {
         for kind in ["lost", "worker_lost", "delivered", "decision", "progress", "failed", "done"] {
             assert!(tally.kinds.contains_key(kind), "no {kind} happened: this proves too little");
         }
+    }
+    // ---- Writers at full speed on one log.
+
+    /// Set for a writer: the log's folder, its number, and how many events it writes.
+    const WRITER: &str = "CPW_STORM_WRITER";
+
+    /// What writer `i` writes as its event `k`: mostly short, sometimes up to 60 KiB, so that lines cross pages.
+    fn words(i: u64, k: u64) -> String {
+        let mut random = Random((i << 32) | k);
+        let length = if random.in_100(5) { random.below(60 * 1024) } else { random.below(1800) };
+        let length = usize::try_from(100 + length).unwrap();
+        format!("{i}.{k} {}", char::from(b'a' + u8::try_from(k % 26).unwrap()).to_string().repeat(length))
+    }
+
+    /// A writer of its own process: as fast as it can from the moment its stdin ends, a line on stdout for each event that
+    /// it was told is written.
+    fn write_at_full_speed(told: &str) {
+        use cpw::base::ids::WorkerNo;
+        use cpw::model::event::{Body, Draft, Reason};
+        use cpw::store::log::{Count, Log};
+        use cpw::sys::dir::Dir;
+
+        let parts: Vec<&str> = told.split('|').collect();
+        let [folder, i, count] = parts[..] else { panic!("{told}") };
+        let (i, count): (u64, u64) = (i.parse().unwrap(), count.parse().unwrap());
+        let dir = Dir::open(folder).expect("the folder");
+        let (mut log, mut fold) = (Log::open(&dir).expect("the log"), Count::default());
+        std::io::stdin().read_to_end(&mut Vec::new()).expect("the start");
+        for k in 0..count {
+            let body = || Body::WorkerExited(Reason { reason: words(i, k) });
+            log.transact(&dir, &mut fold, LIMIT, false, |tx| tx.emit(Draft::worker(WorkerNo(1), body())))
+                .unwrap_or_else(|e| panic!("{e}"));
+            // One write: what is torn here was not told.
+            std::io::stdout().write_all(format!("\ntold {k}\n").as_bytes()).expect("somebody listens");
+        }
+    }
+
+    /// The events of a log by what they say, after checking that they are numbered without a gap.
+    fn said(bytes: &[u8]) -> (BTreeMap<String, u32>, u32) {
+        assert_eq!(bytes.last(), Some(&b'\n'), "torn in the end");
+        let (mut said, mut repaired) = (BTreeMap::new(), 0);
+        for (n, line) in bytes[..bytes.len() - 1].split(|b| *b == b'\n').enumerate() {
+            let value: Value = serde_json::from_slice(line).unwrap_or_else(|e| panic!("line {}: {e}", n + 1));
+            assert_eq!(value["seq"], n + 1, "line {}", n + 1);
+            if value["t"] == "log_repaired" {
+                repaired += 1;
+                continue;
+            }
+            let what = value["payload"]["reason"].as_str().expect("a reason");
+            *said.entry(what.to_owned()).or_default() += 1;
+        }
+        (said, repaired)
+    }
+
+    /// Lets `writers` write `count` events each; `killed`: every other one is killed somewhere on its way.
+    fn storm(writers: u64, count: u64, killed: bool) {
+        const NAME: &str = "tests::every_event_of_every_writer_is_there_once";
+        let temp = tempfile::tempdir().expect("a folder");
+        fs::write(temp.path().join("events.jsonl"), "").expect("a log");
+        fs::set_permissions(temp.path().join("events.jsonl"), PermissionsExt::from_mode(0o600)).expect("its mode");
+        let start = |i: u64| {
+            let mut command = Command::new(std::env::current_exe().expect("this test"));
+            command
+                .args(["--exact", NAME, "--nocapture"])
+                .env(WRITER, format!("{}|{i}|{count}", temp.path().display()));
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a writer")
+        };
+        let mut all: Vec<Child> = (0..writers).map(start).collect();
+        let begun = Instant::now();
+        for child in &mut all {
+            drop(child.stdin.take());
+        }
+        let log = temp.path().join("events.jsonl");
+        if killed {
+            let mut random = Random(writers);
+            for i in (0..all.len()).step_by(2) {
+                // Somewhere on its way: each a little later than the one before.
+                let further = fs::metadata(&log).map_or(0, |m| m.len()) + 2000 + random.below(20_000);
+                wait_for(LIMIT, || {
+                    let over = matches!(all[i].try_wait(), Ok(Some(_)));
+                    (over || fs::metadata(&log).map_or(0, |m| m.len()) > further).then_some(())
+                });
+                all[i].kill().expect("it is our child");
+            }
+        }
+        let mut told = BTreeMap::new();
+        let mut ends = 0;
+        for (i, child) in (0..).zip(all) {
+            let out = child.wait_with_output().expect("it is our child");
+            let was_killed = out.status.signal() == Some(Signal::SIGKILL as i32);
+            ends += u32::from(was_killed);
+            assert!(out.status.success() || (killed && was_killed), "{}", String::from_utf8_lossy(&out.stderr));
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            let numbers =
+                text.split_inclusive('\n').filter_map(|l| l.strip_prefix("told ")?.strip_suffix('\n')?.parse().ok());
+            let numbers: Vec<u64> = numbers.collect();
+            assert!(numbers.iter().copied().eq(0..numbers.len() as u64), "{numbers:?}");
+            assert!(was_killed || numbers.len() as u64 == count, "writer {i} was told of {} events", numbers.len());
+            told.insert(i, numbers.len() as u64);
+        }
+        let took = begun.elapsed();
+        // One more cuts off what the last one killed may have left.
+        drop(start(writers).wait_with_output());
+        told.insert(writers, count);
+        let (mut said, repaired) = said(&fs::read(&log).expect("the log"));
+        let events: u32 = said.values().sum();
+        for (i, n) in told {
+            for k in 0..n {
+                assert_eq!(said.remove(&words(i, k)), Some(1), "event {k} of writer {i}");
+            }
+            // It may have been killed between the write and the word of it, and then once.
+            assert!(said.remove(&words(i, n)).is_none_or(|times| times == 1), "event {n} of writer {i}");
+        }
+        assert!(said.is_empty(), "what nobody has written: {:?}", said.keys().map(|k| &k[..20]).collect::<Vec<_>>());
+        println!("{writers} writers: {events} events in {} ms, {ends} killed, {repaired} torn lines", took.as_millis());
+    }
+
+    #[test]
+    fn every_event_of_every_writer_is_there_once() {
+        if let Ok(told) = std::env::var(WRITER) {
+            return write_at_full_speed(&told);
+        }
+        let _alone = alone();
+        let most = std::env::var("CPW_STORM").map_or(64, |n| n.trim().parse().expect("CPW_STORM is a number"));
+        for writers in [1, 8, 64, 256].into_iter().filter(|n| *n <= most) {
+            storm(writers, if writers > 8 { 8 } else { 60 }, false);
+        }
+        storm(12, 150, true);
+    }
+
+    /// The same through the binary: hooks on a claimed file, whose calls have long names.
+    #[test]
+    fn every_answer_of_hooks_at_full_speed_is_in_the_log_once() {
+        let _alone = alone();
+        let world = World::new();
+        let rules = json!([{"name": "storm", "when": {"prompt": "storm"}, "tasks": [
+            {"id": "long", "shell": "exec sleep 600", "claims": ["held.txt"]},
+        ]}]);
+        let config = json!({"version": 1, "conductor": {"on_claimed": "block", "gate": "off"}, "rules": rules});
+        world.write(".claude/cpw.json", &config.to_string());
+        assert!(world.cpw(&["allow", "--yes"]).output().expect("cpw runs").status.success());
+        let begun = hook(&world, "user-prompt-submit", "UserPromptSubmit", &json!({"prompt": "storm"}));
+        assert!(is_answer("user-prompt-submit", &begun, &[0]));
+        let run = run_folder(&world).expect("a run");
+        let (callers, calls) = (32_u64, 6_u64);
+        let answered = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for i in 0..callers {
+                let (world, answered) = (&world, &answered);
+                scope.spawn(move || {
+                    for k in 0..calls {
+                        let id = words(i, k);
+                        let input = json!({"file_path": world.project().join("held.txt")});
+                        let call = json!({"tool_name": "Edit", "tool_use_id": id, "tool_input": input});
+                        let out = hook(world, "pre-tool-use", "PreToolUse", &call);
+                        assert!(is_answer("pre-tool-use", &out, &[0]));
+                        answered.lock().unwrap().push((id, !out.stdout.is_empty()));
+                    }
+                });
+            }
+        });
+        assert!(world.cpw(&["cancel"]).output().expect("cpw runs").status.success());
+        wait_for(LIMIT, || has_ended(&run).then_some(())).expect("the run ends");
+        let plan = fs::read(run.join("plan.json")).expect("a plan");
+        let report = history::check(&log(&run), &plan, b"", true);
+        assert!(report.violations.is_empty(), "{}", report.complaints());
+        let mut logged: BTreeMap<String, u32> = BTreeMap::new();
+        for line in log(&run).split(|b| *b == b'\n').filter(|l| l.starts_with(b"{\"t\":\"decision\"")) {
+            let value: Value = serde_json::from_slice(line).expect("an event");
+            *logged.entry(value["payload"]["tool_use_id"].as_str().expect("an id").to_owned()).or_default() += 1;
+        }
+        let answered = answered.into_inner().unwrap();
+        let spoke = answered.iter().filter(|(_, spoke)| *spoke).count();
+        println!("{} calls, {spoke} answered, {} in the log", answered.len(), logged.len());
+        for (id, spoke) in &answered {
+            let times = logged.remove(id).unwrap_or(0);
+            // Who finds the log busy for too long says nothing, and writes nothing.
+            assert_eq!(times, u32::from(*spoke), "{}", &id[..20]);
+        }
+        assert!(logged.is_empty() && spoke * 10 > answered.len(), "{logged:?}");
     }
 }
