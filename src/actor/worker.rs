@@ -65,6 +65,7 @@ pub struct Worker {
     progress_at_ms: u64,
     dead: Vec<WorkerNo>,
     look_at_ms: Option<u64>,
+    looked_ms: u64,
     leaving: bool,
     stuck_since_ms: Option<u64>,
 }
@@ -93,6 +94,7 @@ impl Worker {
             progress_at_ms: 0,
             dead: Vec::new(),
             look_at_ms: None,
+            looked_ms: 0,
             leaving: false,
             stuck_since_ms: None,
         })
@@ -159,6 +161,7 @@ impl Worker {
     /// One look, one transaction, and what follows from it. Returns whether the worker leaves.
     fn turn(&mut self) -> Result<bool, LogError> {
         self.look_at_ms = None;
+        self.looked_ms = clock::mono_ms();
         self.bell.drain();
         self.run.refresh()?;
         self.follow_leader();
@@ -401,7 +404,7 @@ impl Worker {
         let mut at = now.saturating_add(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
         let attempt = self.attempt.as_ref().and_then(Attempt::next_look);
         let idle = self.attempt.is_none() || self.leads;
-        let moment = sched::next_moment(&self.run.state, &self.run.plan).filter(|_| idle);
+        let moment = sched::next_moment(&self.run.state, &self.run.plan, self.looked_ms).filter(|_| idle);
         for earlier in [attempt, moment, self.look_at_ms].into_iter().flatten() {
             at = at.min(earlier);
         }

@@ -213,13 +213,14 @@ pub fn workers_wanted(state: &State, plan: &Plan, facts: Facts<'_>) -> u32 {
     target.saturating_sub(u32::try_from(state.view.workers.len()).unwrap_or(u32::MAX))
 }
 
-/// The next moment at which something becomes possible by time alone, `CLOCK_MONOTONIC` in milliseconds.
-pub fn next_moment(state: &State, plan: &Plan) -> Option<u64> {
+/// The next moment after `now_ms` at which something becomes possible by time alone, `CLOCK_MONOTONIC` in milliseconds. One
+/// that has passed is not waited for: a task that is due and finds no room is taken by whoever makes room.
+pub fn next_moment(state: &State, plan: &Plan, now_ms: u64) -> Option<u64> {
     if state.view.ended.is_some() {
         return None;
     }
-    let retry = state.retrying.first().map(|(at, _)| *at);
-    match (retry, run_deadline(state, plan)) {
+    let retry = state.retrying.range((now_ms.saturating_add(1), 0)..).next().map(|(at, _)| *at);
+    match (retry, run_deadline(state, plan).filter(|at| *at > now_ms)) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }

@@ -350,7 +350,7 @@ impl Sim {
                 self.finish(0, how);
             }
             if self.events.len() == before
-                && let Some(at) = sched::next_moment(&self.state, &self.plan)
+                && let Some(at) = sched::next_moment(&self.state, &self.plan, self.now_ms)
             {
                 self.now_ms = self.now_ms.max(at);
             }
@@ -471,6 +471,28 @@ proptest! {
         }
         sim.audit();
     }
+}
+
+#[test]
+fn a_task_that_is_due_and_finds_no_room_keeps_nobody_awake() {
+    let mut two = plan(vec![task("a"), task("b")]);
+    two.tasks[0].retries = 1;
+    two.limits.max_workers = 1;
+    two.limits.run_timeout = Limit(Some(Span::from_secs(60)));
+    let mut sim = Sim::new(two);
+    sim.hire();
+    sim.claim(0);
+    sim.finish(0, 1);
+    let due = sim.state.retrying.first().unwrap().0;
+    assert_eq!(sched::next_moment(&sim.state, &sim.plan, sim.now_ms), Some(due));
+    // The only place is taken by the other one, and the moment passes.
+    sim.claim(0);
+    sim.now_ms = due;
+    let end = sched::run_deadline(&sim.state, &sim.plan);
+    assert_eq!(sched::next_moment(&sim.state, &sim.plan, due), end);
+    assert_eq!(sched::next_moment(&sim.state, &sim.plan, end.unwrap()), None, "its time is over and stays so");
+    sim.finish(0, 0);
+    assert_eq!(sim.ask(sched::next_task), Some((0, 2)));
 }
 
 /// Folds a run of `plan` in which each task ends as `ends` says, without comparing at every step. Returns its state and the
