@@ -117,7 +117,7 @@ pub fn tend(folder: &RunDir, hooked: &mut Hooked) -> Result<bool, LogError> {
     let last = hooked.view.last_worker;
     let (worker, process) =
         start(folder, last).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
-    hooked.transact(|tx| {
+    hooked.transact(folder, |tx| {
         // As `step::enlist`, which needs the whole state.
         if tx.fold.ended.is_none() && !tx.fold.knows(worker) {
             tx.emit(Draft::worker(worker, Body::WorkerStarted(process)))?;

@@ -7,4 +7,5 @@ pub mod crew;
 pub mod environ;
 pub mod outcome;
 pub mod planner;
+pub mod vigil;
 pub mod worker;

@@ -16,10 +16,12 @@ use crate::base::env;
 use crate::base::ids::WorkerNo;
 use crate::logic::sched::{self, Facts};
 use crate::logic::step::{self, AttemptId, Duty, Ending, Slot, Todo};
+use crate::logic::wake::Concern;
 use crate::model::event::{Body, Ended, Process, Progress};
+use crate::store::bells;
 use crate::store::log::LogError;
-use crate::store::run::{BELLS, LEADER_LOCK, Run};
-use crate::sys::bell::Bell;
+use crate::store::run::{LEADER_LOCK, Run};
+use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
 use crate::sys::lock;
 use crate::sys::poll;
@@ -53,6 +55,8 @@ pub struct Worker {
     // Held for life: when it is free, this worker is dead.
     _live: File,
     bell: Bell,
+    // Beside its own, while it leads.
+    lead_bell: Option<Bell>,
     lead: File,
     leads: bool,
     synced: bool,
@@ -72,8 +76,9 @@ pub struct Worker {
 
 impl Worker {
     /// A worker of `run` with the number `me`, whose life lock is `live`.
-    pub fn new(run: Run, me: WorkerNo, live: File, duty: Duty) -> io::Result<Worker> {
-        let bell = Bell::hang(&run.folder.dir.sub(BELLS)?)?;
+    pub fn new(mut run: Run, me: WorkerNo, live: File, duty: Duty) -> io::Result<Worker> {
+        let bell = bells::hang(&run.folder, &Concern::Worker(me))?;
+        run.spare(&bell);
         let lead = run.folder.dir.open_rw(LEADER_LOCK)?;
         Ok(Worker {
             run,
@@ -82,6 +87,7 @@ impl Worker {
             duty,
             _live: live,
             bell,
+            lead_bell: None,
             lead,
             leads: false,
             synced: false,
@@ -163,8 +169,10 @@ impl Worker {
         self.look_at_ms = None;
         self.looked_ms = clock::mono_ms();
         self.bell.drain();
+        self.lead_bell.iter().for_each(Bell::drain);
         self.run.refresh()?;
         self.follow_leader();
+        self.meet_new_ones();
         self.watch_attempt();
         self.find_dead()?;
         let todo = self.transact()?;
@@ -188,7 +196,6 @@ impl Worker {
         if todo.changed {
             let over = self.run.state.view.ended.is_some();
             self.run.save_index(over || self.leads);
-            self.run.folder.ring();
         }
         self.sync_at_ends(todo.hire == 0, todo.leave);
         Ok(todo.leave)
@@ -218,10 +225,11 @@ impl Worker {
                     // For the others to find; they check the lock again after opening the process.
                     drop(self.lead.set_len(0));
                     drop(std::os::unix::fs::FileExt::write_at(&self.lead, line.as_bytes(), 0));
-                    let peers: Vec<u32> = self.run.state.view.workers.keys().copied().collect();
-                    for n in peers {
-                        self.meet(WorkerNo(n));
-                    }
+                    // Without it nobody hears a ring for the leader, and then every worker is rung.
+                    self.lead_bell = bells::hang(&self.run.folder, &Concern::Lead).ok();
+                    self.lead_bell.iter().for_each(|bell| self.run.spare(bell));
+                    // Something may have happened before the bell was there.
+                    self.look_at_ms = Some(0);
                     return;
                 }
                 Ok(false) => {
@@ -238,6 +246,17 @@ impl Worker {
                     tracing::warn!(%error, "leader.lock could not be tried");
                     return;
                 }
+            }
+        }
+    }
+
+    /// Watches all other workers, if we lead: anybody may have started them.
+    fn meet_new_ones(&mut self) {
+        if self.leads {
+            let workers = self.run.state.view.workers.iter();
+            let new: Vec<u32> = workers.filter(|(_, p)| !self.hired.contains(&p.pid)).map(|(n, _)| *n).collect();
+            for n in new {
+                self.meet(WorkerNo(n));
             }
         }
     }
@@ -408,13 +427,14 @@ impl Worker {
         for earlier in [attempt, moment, self.look_at_ms].into_iter().flatten() {
             at = at.min(earlier);
         }
-        let mut fds: Vec<BorrowedFd<'_>> = vec![self.bell.fd(), termination.fd()];
+        let mut fds: Vec<BorrowedFd<'_>> = vec![termination.fd()];
         fds.extend(self.attempt.as_ref().and_then(Attempt::fd));
         let before_leader = fds.len();
         fds.extend(self.leader_fd.as_ref().map(AsFd::as_fd));
         let before_peers = fds.len();
         fds.extend(self.peers.values().map(AsFd::as_fd));
-        let ready = poll::wait(&fds, Some(Duration::from_millis(at.saturating_sub(now)))).unwrap_or_default();
+        let bells: Vec<&Bell> = std::iter::once(&self.bell).chain(&self.lead_bell).collect();
+        let ready = bell::wait(&bells, &fds, Duration::from_millis(at.saturating_sub(now))).unwrap_or_default();
         let is_ready = |i: usize| ready.get(i).copied().unwrap_or(false);
         let leader_gone = before_leader < before_peers && is_ready(before_leader);
         let gone: Vec<u32> =

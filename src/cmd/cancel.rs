@@ -7,12 +7,13 @@ use anyhow::Context;
 use crate::actor::crew;
 use crate::base::exit::{Exit, Wrong};
 use crate::cmd::{find, follow};
+use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft};
+use crate::store::bells;
 use crate::store::registry;
-use crate::store::run::{BELLS, Run};
-use crate::sys::bell::Bell;
+use crate::store::run::Run;
+use crate::sys::bell;
 use crate::sys::clock;
-use crate::sys::poll;
 use crate::ui::lines;
 use crate::ui::print;
 
@@ -47,7 +48,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut run = folder.open_run()?;
     let index = args.task.as_deref().map(|given| find::task(&run.plan, given)).transpose()?;
     // Hung before asking: the answer may come at once.
-    let bell = Bell::hang(&run.folder.dir.sub(BELLS)?).context("cannot wait for the effect")?;
+    let concern = index.map_or(Concern::End, |i| Concern::Task(run.plan.tasks[i].id.clone()));
+    let bell = bells::hang(&run.folder, &concern).context("cannot wait for the effect")?;
     let asked = match index {
         None => follow::request_cancel(&mut run, "user")?,
         Some(i) => request_task(&mut run, i)?,
@@ -79,7 +81,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             break;
         }
         let left = Duration::from_millis(deadline - now).min(AGAIN);
-        poll::wait(&[bell.fd()], Some(left)).context("cannot wait for the effect")?;
+        bell::wait(&[&bell], &[], left).context("cannot wait for the effect")?;
     }
     let tally = lines::tally(run.state.view.counts);
     match index {
@@ -108,6 +110,5 @@ fn request_task(run: &mut Run, i: usize) -> anyhow::Result<bool> {
         }
         Ok(true)
     });
-    run.folder.ring();
     asked.context("cannot ask for the task to be cancelled")
 }

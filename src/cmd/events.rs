@@ -9,10 +9,10 @@ use anyhow::Context;
 use crate::base::exit::Exit;
 use crate::cmd::find;
 use crate::logic::state::State;
+use crate::logic::wake::Concern;
+use crate::store::bells;
 use crate::store::log::{self, Tape};
-use crate::store::run::BELLS;
-use crate::sys::bell::Bell;
-use crate::sys::poll;
+use crate::sys::bell;
 use crate::sys::signals;
 use crate::ui::lines;
 use crate::ui::print;
@@ -49,8 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     // Only for finding tasks by their name: nothing is folded.
     let state = State::new(&plan);
     let bell = if args.follow {
-        let bells = folder.dir.sub(BELLS)?;
-        Some(Bell::hang(&bells).context("cannot wait for further events")?)
+        Some(bells::hang(&folder, &Concern::All).context("cannot wait for further events")?)
     } else {
         None
     };
@@ -78,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         };
         read?;
         let Some(bell) = bell.as_ref().filter(|_| heard && !ended) else { return Ok(Exit::Ok) };
-        poll::wait(&[bell.fd(), termination.fd()], Some(SAFETY))?;
+        bell::wait(&[bell], &[termination.fd()], SAFETY)?;
         if termination.take().is_some() {
             return Ok(Exit::Interrupted);
         }

@@ -1,24 +1,25 @@
 //! Following a run until it ends: a live view on a terminal, plain lines elsewhere, Ctrl-C, and a new worker when all have
 //! died. Woken by a bell and by the deaths of workers, not by a clock.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::actor::crew::{self, Tended};
+use crate::actor::crew::Tended;
+use crate::actor::vigil::Vigil;
 use crate::base::text;
 use crate::logic::view::Phase;
+use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft, Verdict};
+use crate::store::bells;
 use crate::store::log::{LogError, Tape};
-use crate::store::run::{BELLS, Run};
-use crate::sys::bell::Bell;
+use crate::store::run::Run;
+use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
 use crate::sys::host;
-use crate::sys::poll;
-use crate::sys::process::{self, Signal};
+use crate::sys::process::Signal;
 use crate::sys::signals::Termination;
 use crate::ui::board::{self, Frame};
 use crate::ui::lines::{self, Line};
@@ -29,12 +30,6 @@ use crate::ui::when;
 
 /// Between two frames of the live view, in milliseconds.
 const FRAME_MS: u64 = 100;
-
-/// The longest time without a look, should every wake-up be lost.
-const SAFETY: Duration = Duration::from_mins(1);
-
-/// The longest time without a look where the death of a worker cannot be waited for.
-const BLIND: Duration = Duration::from_secs(2);
 
 /// The longest table at the end, in rows.
 const MAX_ROWS: usize = 40;
@@ -55,15 +50,14 @@ pub enum Followed {
 
 /// Shows `run` until it ends. With `cancel` it is cancelled first.
 pub fn until_end(run: Run, termination: &Termination, cancel: bool) -> anyhow::Result<Followed> {
-    let bell = Bell::hang(&run.folder.dir.sub(BELLS)?).context("cannot wait for news of the run")?;
+    let bell = bells::hang(&run.folder, &Concern::All).context("cannot wait for news of the run")?;
     let mut f = Follower {
         screen: Screen::new(),
         tape: Tape::open(&run.folder.dir)?,
         first_ts: String::new(),
         interrupted: false,
         said_hopeless: false,
-        peers: BTreeMap::new(),
-        blind: false,
+        vigil: Vigil::default(),
         run,
     };
     if cancel {
@@ -106,9 +100,7 @@ struct Follower {
     first_ts: String,
     interrupted: bool,
     said_hopeless: bool,
-    /// Living workers, to hear of their deaths.
-    peers: BTreeMap<u32, Option<OwnedFd>>,
-    blind: bool,
+    vigil: Vigil,
 }
 
 impl Follower {
@@ -135,14 +127,9 @@ impl Follower {
         Ok(())
     }
 
-    /// Starts a worker if all are dead, and remembers whose death to wait for.
+    /// Starts a worker if all are dead.
     fn tend(&mut self) -> anyhow::Result<()> {
-        let view = &self.run.state.view;
-        self.peers.retain(|n, _| view.workers.contains_key(n));
-        for (&n, process) in &view.workers {
-            self.peers.entry(n).or_insert_with(|| process::pidfd(process.pid).ok());
-        }
-        match crew::tend_run(&mut self.run) {
+        match self.vigil.keep(&mut self.run) {
             // Busy: the next look tries again.
             Ok(Tended::Alive) | Err(LogError::Busy) => {}
             Ok(Tended::Hired(worker)) => {
@@ -156,20 +143,17 @@ impl Follower {
             }
             Err(e) => return Err(e).context("no worker is alive and none could be started"),
         }
-        self.blind = self.peers.values().any(Option::is_none) || self.peers.is_empty();
         Ok(())
     }
 
     fn wait(&mut self, bell: &Bell, termination: &Termination) {
-        let mut fds: Vec<BorrowedFd<'_>> = vec![bell.fd(), termination.fd()];
-        let numbers: Vec<u32> = self.peers.iter().filter(|(_, fd)| fd.is_some()).map(|(n, _)| *n).collect();
-        fds.extend(self.peers.values().filter_map(|fd| fd.as_ref().map(AsFd::as_fd)));
-        let longest = if self.blind { BLIND } else { SAFETY };
+        let mut fds: Vec<BorrowedFd<'_>> = vec![termination.fd()];
+        fds.extend(self.vigil.fd());
+        let longest = self.vigil.longest();
         let timeout = self.screen.next_frame(&self.run).map_or(longest, |frame| frame.min(longest));
-        let ready = poll::wait(&fds, Some(timeout)).unwrap_or_default();
-        for (n, _) in numbers.iter().zip(ready.iter().skip(2)).filter(|(_, ready)| **ready) {
-            // Its end is known; from now on its lock tells. It leaves the list with the event that says so.
-            self.peers.insert(*n, None);
+        let ready = bell::wait(&[bell], &fds, timeout).unwrap_or_default();
+        if ready.get(1) == Some(&true) {
+            self.vigil.died();
         }
     }
 
@@ -227,7 +211,6 @@ pub fn request_cancel(run: &mut Run, by: &str) -> anyhow::Result<bool> {
         }
         Ok(true)
     });
-    run.folder.ring();
     asked.context("cannot ask for the run to be cancelled")
 }
 

@@ -11,11 +11,12 @@ use crate::base::exit::Exit;
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::text;
 use crate::cmd::find;
+use crate::logic::wake::Concern;
 use crate::model::event::Body;
+use crate::store::bells;
 use crate::store::log::Tape;
-use crate::store::run::{BELLS, RunDir};
-use crate::sys::bell::Bell;
-use crate::sys::poll;
+use crate::store::run::RunDir;
+use crate::sys::bell;
 use crate::sys::signals;
 use crate::ui::paint::Paint;
 use crate::ui::print;
@@ -53,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut run = folder.open_run()?;
     let only = args.task.as_deref().map(|given| find::task(&run.plan, given)).transpose()?;
     let bell = if args.follow {
-        Some(Bell::hang(&folder.dir.sub(BELLS)?).context("cannot wait for further output")?)
+        Some(bells::hang(&folder, &Concern::All).context("cannot wait for further output")?)
     } else {
         None
     };
@@ -95,7 +96,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         let heard = shown.print(over || bell.is_none())?;
         let Some(bell) = bell.as_ref().filter(|_| heard && !over) else { return Ok(Exit::Ok) };
         let tick = if run.state.running.is_empty() { SAFETY } else { TICK };
-        poll::wait(&[bell.fd(), termination.fd()], Some(tick))?;
+        bell::wait(&[bell], &[termination.fd()], tick)?;
         if termination.take().is_some() {
             return Ok(Exit::Interrupted);
         }

@@ -108,7 +108,7 @@ pub fn run_summary(args: &SummaryArgs) -> anyhow::Result<Exit> {
 fn say(inside: &Inside, progress: Progress) -> anyhow::Result<()> {
     let Inside { folder, task, attempt, worker } = inside;
     let mut hooked = folder.open_view()?;
-    let written = hooked.transact(|tx| {
+    let written = hooked.transact(folder, |tx| {
         let open = tx.fold.ended.is_none()
             && tx.fold.tasks.get(task).is_some_and(|t| t.phase == Phase::Running && t.attempt == *attempt);
         if open {
@@ -119,6 +119,5 @@ fn say(inside: &Inside, progress: Progress) -> anyhow::Result<()> {
     if !written.context("cannot write to the run's log")? {
         bail!("attempt {attempt} of {task} is over; nothing was written");
     }
-    folder.ring();
     Ok(())
 }

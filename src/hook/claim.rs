@@ -11,17 +11,20 @@ use crate::hook::scene::{Open, Scene};
 use crate::hook::{Held, extend};
 use crate::logic::conductor::{self, MAX_REFUSALS};
 use crate::logic::view::{Brief, claim_key};
+use crate::logic::wake::Concern;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::model::plan::OnClaimed;
+use crate::sys::bell;
 use crate::sys::clock;
-use crate::sys::poll;
 use crate::sys::signals::Deadline;
 
 /// Holds a call until `done` says so, the time is over, or nobody is alive who could change anything. Returns for how long.
+/// What makes `done` true is of this `concern`.
 pub(super) fn hold(
     run: &mut Open,
     deadline: &Deadline,
     wait: Duration,
+    concern: &Concern,
     done: impl Fn(&Open) -> bool,
 ) -> anyhow::Result<Held> {
     let begun = clock::mono_ms();
@@ -30,7 +33,7 @@ pub(super) fn hold(
         return Ok(0);
     }
     extend(deadline, wait)?;
-    let bell = run.bell()?;
+    let bell = run.bell(concern)?;
     loop {
         bell.drain();
         run.refresh()?;
@@ -42,7 +45,7 @@ pub(super) fn hold(
             return Ok(held());
         }
         // The bell is the wake-up; the bound is for a bell that was lost.
-        poll::wait(&[bell.fd()], Some(left.min(Duration::from_secs(2))))?;
+        bell::wait(&[&bell], &[], left.min(Duration::from_secs(2)))?;
     }
 }
 
@@ -72,7 +75,7 @@ pub(super) fn answer(
     };
     // A task that is over leaves the view unless something keeps it; what was last seen of it says how it ended.
     let mut last = scene.runs[i].hooked.view.tasks.get(&task).cloned();
-    let held = hold(&mut scene.runs[i], deadline, wait, |run| is_over(run, &task))?;
+    let held = hold(&mut scene.runs[i], deadline, wait, &Concern::Task(task.clone()), |run| is_over(run, &task))?;
     let run = &mut scene.runs[i];
     if let Some(brief) = run.hooked.view.tasks.get(&task) {
         last = Some(brief.clone());
@@ -113,7 +116,7 @@ pub(super) fn answer(
         Answer::default().deny(&conductor::claim_refusal(&task, &brief, path, clock::mono_ms()))
     };
     let run = &mut scene.runs[i];
-    run.hooked.transact(|tx| tx.emit(Draft::task(&task, Body::Decision(decision))))?;
+    run.hooked.transact(&run.folder, |tx| tx.emit(Draft::task(&task, Body::Decision(decision))))?;
     answer.send(&scene.event);
     Ok(held)
 }

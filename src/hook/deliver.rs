@@ -32,7 +32,7 @@ pub(super) fn collect(scene: &mut Scene) -> anyhow::Result<Parcel> {
         let Some(lock) = deliver_lock(&run.folder)? else { continue };
         // Whoever held the lock a moment ago may have delivered the same; and what cannot be recorded afterwards would be
         // said again at every call: it has to wait for a hook that finds the log free.
-        if let Err(e) = run.hooked.transact(|_| Ok(())) {
+        if let Err(e) = run.hooked.transact(&run.folder, |_| Ok(())) {
             failed.get_or_insert(e);
             continue;
         }
@@ -94,7 +94,7 @@ impl Parcel {
                 None => lines.push(delivered(&[], false)),
             }
             let run = &mut scene.runs[i];
-            run.hooked.transact(|tx| {
+            run.hooked.transact(&run.folder, |tx| {
                 lines.into_iter().try_for_each(|line| tx.emit(Draft::run(Body::Delivered(line))).map(drop))
             })?;
         }

@@ -13,6 +13,7 @@ use crate::hook::scene::{Open, Scene};
 use crate::hook::{Held, claim};
 use crate::logic::conductor::{self, MAX_REFUSALS, Needs};
 use crate::logic::view::{GUARD_PASSED, MergeState, NEED_FAILED, merge_key};
+use crate::logic::wake::Concern;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::model::plan::Merge;
 use crate::model::template;
@@ -36,7 +37,7 @@ fn state(run: &Open, index: usize) -> Option<&MergeState> {
 pub(super) fn answer(scene: &mut Scene, deadline: &Deadline, i: usize, index: usize) -> anyhow::Result<Held> {
     let wait = scene.runs[i].hooked.view.conductor.wait.to_std();
     let begun = clock::mono_ms();
-    claim::hold(&mut scene.runs[i], deadline, wait, |run| {
+    claim::hold(&mut scene.runs[i], deadline, wait, &Concern::Outcomes, |run| {
         state(run, index).is_none_or(|m| conductor::needs_of(&run.hooked.view, m) != Needs::Open)
     })?;
     let held = clock::mono_ms().saturating_sub(begun);
@@ -90,7 +91,7 @@ pub(super) fn answer(scene: &mut Scene, deadline: &Deadline, i: usize, index: us
     };
     let run = &mut scene.runs[i];
     // Two calls of one step may meet the same merge; the one that is second in the log passes as it is.
-    let first = run.hooked.transact(|tx| {
+    let first = run.hooked.transact(&run.folder, |tx| {
         let taken = tx.fold.merges.get(index).is_none_or(|m| m.used || m.waived);
         if !taken {
             tx.emit(Draft::run(Body::Decision(decision)))?;

@@ -53,7 +53,7 @@ fn compare(scene: &mut Scene) -> anyhow::Result<String> {
             reason: reason.into(),
             ..Decision::default()
         };
-        run.hooked.transact(|tx| tx.emit(Draft::run(Body::Decision(decision))))?;
+        run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Decision(decision))))?;
     }
     Ok(lost)
 }

@@ -8,10 +8,12 @@ use anyhow::Context;
 use crate::base::env;
 use crate::base::ids::SessionId;
 use crate::hook::input::{self, Payload};
+use crate::logic::wake::Concern;
+use crate::store::bells;
 use crate::store::home::State;
 use crate::store::hooklog;
 use crate::store::log::LogError;
-use crate::store::run::{BELLS, HOOK_LOCK, Hooked, RunDir, RunError};
+use crate::store::run::{HOOK_LOCK, Hooked, RunDir, RunError};
 use crate::store::session::{self, Entry, Locked, OwnRun, Session};
 use crate::store::switch;
 use crate::sys::bell::Bell;
@@ -52,9 +54,9 @@ impl Open {
         self.folder.shown()
     }
 
-    /// A bell that rings when something happens in it.
-    pub(super) fn bell(&self) -> anyhow::Result<Bell> {
-        Ok(Bell::hang(&self.folder.dir.sub(BELLS)?)?)
+    /// A bell that rings when something of this concern happens in it.
+    pub(super) fn bell(&self, concern: &Concern) -> anyhow::Result<Bell> {
+        Ok(bells::hang(&self.folder, concern)?)
     }
 
     /// Folds what is new. A damaged run goes on being delivered from what was read before.

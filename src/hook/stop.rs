@@ -2,7 +2,6 @@
 //! is new, once. It never holds without a living worker and a budget, it lets go when the user types, and it never says the
 //! same twice, so that it cannot loop.
 
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::actor::crew;
@@ -10,16 +9,19 @@ use crate::hook::answer::Answer;
 use crate::hook::scene::{self, Scene};
 use crate::hook::{Held, deliver, extend};
 use crate::logic::conductor::{self, MAX_STOPS};
+use crate::logic::wake::Concern;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::model::plan::Gate;
 use crate::store::session;
-use crate::sys::bell::Bell;
+use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
-use crate::sys::poll;
 use crate::sys::signals::Deadline;
 
 /// The longest wait without looking whether the workers are alive.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// The same where nobody can ring to say that the user has typed.
+const MUTE_LOOK: Duration = Duration::from_secs(1);
 
 /// How a hold ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +91,7 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
             // Hung only now, so that a Stop with nothing to wait for leaves no trace; then looked again, so that nothing
             // that happened in between is missed.
             extend(deadline, budget)?;
-            bells = scene.runs.iter().map(scene::Open::bell).collect::<anyhow::Result<_>>()?;
+            bells = scene.runs.iter().map(|run| run.bell(&Concern::Stop)).collect::<anyhow::Result<_>>()?;
             continue;
         }
         let left = budget.saturating_sub(Duration::from_millis(clock::mono_ms().saturating_sub(begun)));
@@ -99,8 +101,8 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
         if session::load(scene.state.path(), &scene.id)?.is_some_and(|s| s.let_go_ms >= begun) {
             return Ok(Over::LetGo);
         }
-        let fds: Vec<BorrowedFd<'_>> = bells.iter().map(Bell::fd).collect();
-        poll::wait(&fds, Some(left.min(LOOK)))?;
+        let look = if bells.iter().any(|bell| bell.name().is_none()) { MUTE_LOOK } else { LOOK };
+        bell::wait(&bells.iter().collect::<Vec<_>>(), &[], left.min(look))?;
     }
 }
 
@@ -134,7 +136,7 @@ fn record_hold(scene: &mut Scene, held: u64) -> anyhow::Result<()> {
             prompt_id: scene.payload.prompt_id.clone(),
             ..Decision::default()
         };
-        run.hooked.transact(|tx| tx.emit(Draft::run(Body::Decision(decision))))?;
+        run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Decision(decision))))?;
     }
     Ok(())
 }

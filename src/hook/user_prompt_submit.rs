@@ -16,8 +16,10 @@ use crate::hook::input::{self, Payload};
 use crate::hook::scene::{self, Scene};
 use crate::hook::{Held, deliver};
 use crate::logic::conductor;
+use crate::logic::wake::Wake;
 use crate::model::plan::Plan;
 use crate::model::words::{self, Origin};
+use crate::store::bells;
 use crate::store::home::State;
 use crate::store::run::{self, HOOK_LOCK, Origin as Started, RunDir};
 use crate::store::session::{self, Entry, Locked};
@@ -129,7 +131,7 @@ fn let_go(state: &State, id: &SessionId) -> anyhow::Result<()> {
     }
     for own in session.open_runs() {
         if let Ok(folder) = RunDir::open_path(&own.path) {
-            folder.ring();
+            bells::ring(&folder, &Wake::let_go(), &[]);
         }
     }
     Ok(())

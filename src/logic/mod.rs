@@ -8,3 +8,4 @@ pub(crate) mod simulation;
 pub mod state;
 pub mod step;
 pub mod view;
+pub mod wake;

@@ -10,6 +10,7 @@ use crate::base::span::{Limit, Span};
 use crate::logic::sched::{self, Facts};
 use crate::logic::state::State;
 use crate::logic::view::{Phase, View};
+use crate::logic::wake::{Concern, Wake};
 use crate::model::event::{
     Body, CancelRequested, Done, Draft, Ended, Event, Process, Progress, Reason, RunStarted, SCHEMA, Started, Usage,
 };
@@ -235,6 +236,11 @@ impl Sim {
 
     fn finish(&mut self, pick: usize, how: u8) {
         let Some(attempt) = self.open(pick) else { return };
+        self.finish_attempt(attempt, how, pick);
+        self.settle();
+    }
+
+    fn finish_attempt(&mut self, attempt: (usize, u32, WorkerNo), how: u8, pick: usize) {
         let usage = Some(Usage { turns: 1, tokens: 1, cost_usd: 0.5 }).filter(|_| pick.is_multiple_of(2));
         let retry_at = self.ask(|s, p, f| sched::retry_at(s, p, attempt.0, f));
         let ended = Ended { reason: "so".into(), will_retry: retry_at.is_some(), retry_at, usage, ..Ended::default() };
@@ -245,7 +251,6 @@ impl Sim {
             _ => Body::Cancelled(Ended { will_retry: false, retry_at: None, ..ended }),
         };
         self.word(attempt, body);
-        self.settle();
     }
 
     fn late_word(&mut self, pick: usize) {
@@ -493,6 +498,243 @@ fn a_task_that_is_due_and_finds_no_room_keeps_nobody_awake() {
     assert_eq!(sched::next_moment(&sim.state, &sim.plan, end.unwrap()), None, "its time is over and stays so");
     sim.finish(0, 0);
     assert_eq!(sim.ask(sched::next_task), Some((0, 2)));
+}
+
+/// A run whose workers sleep until they are rung, hear of a death that they watch, or come to a moment that they knew when
+/// they fell asleep. Nobody ever looks for safety's sake, so that a bell that is not rung is missed for ever.
+struct Sleepers {
+    sim: Sim,
+    /// Who sleeps, and until when.
+    asleep: BTreeMap<u32, Option<u64>>,
+    lead: Option<u32>,
+}
+
+impl Sleepers {
+    fn new(plan: Plan) -> Sleepers {
+        let mut all = Sleepers { sim: Sim::new(plan), asleep: BTreeMap::new(), lead: None };
+        all.hire();
+        all
+    }
+
+    /// A transaction of `writer`, and then who is rung.
+    fn transact(&mut self, writer: Option<u32>, write: impl FnOnce(&mut Sim)) {
+        let (before, from) = (self.sim.state.clone(), self.sim.events.len());
+        write(&mut self.sim);
+        self.sim.stopped |= self.sim.ask(sched::stopped).is_some();
+        let events = &self.sim.events[from..];
+        if events.is_empty() {
+            return;
+        }
+        let wake = Wake::of(events, &self.sim.state);
+        self.everybody_who_waits_is_rung(&before, &wake, writer);
+        let rung = |w: u32| wake.rings(&Concern::Worker(WorkerNo(w)));
+        self.asleep.retain(|&w, _| !rung(w));
+        // As unlucky as can be: those are rung first who are awake anyway.
+        let offer = wake.offered();
+        let mut idle: Vec<u32> = offer.idle.iter().map(|w| w.0).filter(|w| self.sim.alive.contains(w)).collect();
+        idle.sort_by_key(|w| (Some(*w) != writer, self.asleep.contains_key(w)));
+        idle.truncate(offer.wanted);
+        self.asleep.retain(|w, _| !idle.contains(w));
+        if wake.rings(&Concern::Lead) || idle.len() < offer.wanted {
+            match self.lead.filter(|lead| self.sim.alive.contains(lead)) {
+                Some(lead) => drop(self.asleep.remove(&lead)),
+                None => self.asleep.clear(),
+            }
+        }
+    }
+
+    fn everybody_who_waits_is_rung(&self, before: &State, wake: &Wake, writer: Option<u32>) {
+        let (after, plan) = (&self.sim.state, &self.sim.plan);
+        assert!(wake.rings(&Concern::All));
+        for (i, task) in plan.tasks.iter().enumerate() {
+            if !before.tasks[i].phase.is_final() && after.tasks[i].phase.is_final() {
+                assert!(wake.rings(&Concern::Task(task.id.clone())), "who waits for {} sleeps", task.id);
+                assert!(wake.rings(&Concern::Outcomes), "a merge that needs {} sleeps", task.id);
+            }
+            let Some(open) = &before.tasks[i].open else { continue };
+            let lost = after.tasks[i].open.as_ref().is_none_or(|now| now.token != open.token);
+            let wished = |state: &State| state.view.cancelled || state.cancels.contains(&i);
+            if (lost || !wished(before) && wished(after)) && writer != Some(open.worker.0) {
+                assert!(wake.rings(&Concern::Worker(open.worker)), "{} sleeps on a lost cause", open.worker);
+            }
+        }
+        if before.view.ended.is_none() && after.view.ended.is_some() {
+            let task = plan.tasks[0].id.clone();
+            let worker = Concern::Worker(WorkerNo(77));
+            for concern in [Concern::End, Concern::Stop, Concern::Lead, Concern::Task(task), worker] {
+                assert!(wake.rings(&concern), "{concern:?} sleeps through the end");
+            }
+        }
+    }
+
+    fn hire(&mut self) {
+        let lead = self.lead;
+        self.transact(lead, Sim::hire);
+        // A new worker looks before it sleeps.
+        self.lead = self.lead.or(self.sim.alive.first().copied());
+    }
+
+    /// Those who would look now without being rung again.
+    fn awake(&self) -> Vec<u32> {
+        let due = |w: &u32| self.asleep.get(w).is_none_or(|at| at.is_some_and(|at| at <= self.sim.now_ms));
+        self.sim.alive.iter().copied().filter(due).collect()
+    }
+
+    /// One turn of a worker, as `actor::worker` takes it.
+    fn turn(&mut self, w: u32, how: Option<u8>) {
+        let mut exits = false;
+        let leads = self.lead == Some(w);
+        self.transact(Some(w), |sim| {
+            let state = &sim.state;
+            let mine = |&i: &usize| state.tasks[i].open.as_ref().filter(|o| o.worker.0 == w).map(|o| (i, o.number));
+            let attempt = state.running.iter().find_map(mine);
+            if let (Some((i, number)), Some(how)) = (attempt, how) {
+                let at = sim.events.len();
+                sim.finish_attempt((i, number, WorkerNo(w)), how, at);
+            }
+            sim.notice();
+            if sim.is_busy(w) {
+                return;
+            }
+            if let Some((i, n)) = sim.ask(sched::next_task) {
+                let id = sim.plan.tasks[i].id.clone();
+                let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: sim.now_ms });
+                sim.emit(Draft::attempt(Some(WorkerNo(w)), &id, n, body));
+            } else if sim.ended() || !leads && sim.state.unstarted == 0 {
+                exits = true;
+                sim.emit(Draft::worker(WorkerNo(w), Body::WorkerExited(Reason { reason: "nothing to do".into() })));
+            }
+        });
+        let idle = !self.sim.is_busy(w);
+        let moment = sched::next_moment(&self.sim.state, &self.sim.plan, self.sim.now_ms).filter(|_| idle || leads);
+        self.asleep.insert(w, moment);
+        if exits {
+            self.die(w);
+        }
+        if leads {
+            for _ in 0..self.sim.ask(sched::workers_wanted) {
+                self.hire();
+            }
+        }
+    }
+
+    /// A worker goes, in order or not. The leader watches all others, and all watch the leader.
+    fn die(&mut self, w: u32) {
+        self.sim.alive.remove(&w);
+        self.asleep.remove(&w);
+        if self.lead == Some(w) {
+            self.lead = self.sim.alive.first().copied();
+        }
+        if let Some(lead) = self.lead {
+            self.asleep.remove(&lead);
+        } else if !self.sim.ended() {
+            // Whoever waits for the run finds nobody alive.
+            self.hire();
+        }
+    }
+
+    fn step(&mut self, op: u8, pick: usize) {
+        let one_of = |all: &[u32]| (!all.is_empty()).then(|| all[pick % all.len()]);
+        let busy: Vec<u32> = self.sim.alive.iter().copied().filter(|&w| self.sim.is_busy(w)).collect();
+        match op {
+            0..=5 => one_of(&self.awake()).into_iter().for_each(|w| self.turn(w, None)),
+            6..=9 => one_of(&busy).into_iter().for_each(|w| self.turn(w, Some(0))),
+            10 | 19 | 20 => one_of(&busy).into_iter().for_each(|w| self.turn(w, Some(1))),
+            11 => one_of(&busy).into_iter().for_each(|w| self.turn(w, Some(3))),
+            12 => self.transact(None, |sim| {
+                if let Some(attempt) = sim.open(pick) {
+                    sim.word(attempt, Body::Progress(Progress::default()));
+                }
+            }),
+            13 | 14 => {
+                let all: Vec<u32> = self.sim.alive.iter().copied().collect();
+                if let Some(w) = one_of(&all) {
+                    self.die(w);
+                }
+            }
+            15 => self.transact(None, |sim| {
+                let id = sim.plan.tasks[pick % sim.plan.tasks.len()].id.clone();
+                sim.emit(Draft::task(&id, Body::CancelRequested(CancelRequested { by: "user".into() })));
+            }),
+            16 if pick.is_multiple_of(8) => self.transact(None, |sim| {
+                sim.emit(Draft::run(Body::CancelRequested(CancelRequested { by: "user".into() })));
+            }),
+            17 => self.sim.now_ms += u64::try_from(pick).unwrap() % 3000,
+            // Somebody lends a hand.
+            18 if self.sim.alive.len() < 6 => self.hire(),
+            _ => {}
+        }
+    }
+
+    /// What is to be done, somebody who can do it is awake for.
+    fn nobody_sleeps_who_is_needed(&self) {
+        let sim = &self.sim;
+        if sim.ended() {
+            return;
+        }
+        let awake = self.awake();
+        let unnoticed = || sim.state.view.workers.keys().any(|w| !sim.alive.contains(w));
+        let mut idle = sim.alive.iter().filter(|&&w| !sim.is_busy(w)).peekable();
+        if sim.ask(sched::next_task).is_some() && idle.peek().is_some() && !unnoticed() {
+            assert!(idle.any(|w| awake.contains(w)), "a task is ready and all idle workers sleep");
+        }
+        if sim.ask(sched::workers_wanted) > 0 {
+            assert!(self.lead.is_some_and(|lead| awake.contains(&lead)), "workers are wanted and the leader sleeps");
+        }
+        if !sim.ask(sched::consequences).is_empty() {
+            assert!(!awake.is_empty(), "something follows and everybody sleeps");
+        }
+    }
+
+    /// Everything that has begun ends well; nobody does anything unless woken.
+    fn run_to_the_end(&mut self) {
+        for round in 0.. {
+            assert!(round < 5000, "the run does not end");
+            if self.sim.ended() {
+                return;
+            }
+            self.nobody_sleeps_who_is_needed();
+            let sim = &self.sim;
+            let busy = sim.alive.iter().copied().find(|&w| sim.is_busy(w));
+            if let Some(&w) = self.awake().first() {
+                self.turn(w, None);
+            } else if let Some(w) = busy {
+                self.turn(w, Some(0));
+            } else {
+                let next = self.asleep.values().filter_map(|at| *at).min();
+                self.sim.now_ms = next.expect("everybody sleeps and nothing will wake them").max(self.sim.now_ms);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whoever_waits_is_rung_by_the_transaction_that_it_waits_for(
+        mut plan in any_plan(),
+        endless in any::<bool>(),
+        course in prop::collection::vec((0_u8..21, any::<u16>()), 0..120),
+    ) {
+        // Most of what may be slept through happens between workers of a large crew, some tasks of which fail.
+        plan.limits.max_workers += 2;
+        if endless {
+            plan.limits.run_timeout = Limit(None);
+            plan.limits.max_budget_usd = None;
+            plan.tasks.iter_mut().for_each(|t| t.retries += 1);
+        }
+        let mut all = Sleepers::new(plan);
+        for (op, pick) in course {
+            if all.sim.ended() {
+                break;
+            }
+            all.step(op, usize::from(pick));
+            all.nobody_sleeps_who_is_needed();
+        }
+        all.run_to_the_end();
+        all.sim.audit();
+    }
 }
 
 /// Folds a run of `plan` in which each task ends as `ends` says, without comparing at every step. Returns its state and the

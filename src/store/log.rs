@@ -211,7 +211,7 @@ pub struct Tx<'a, F> {
     pub fold: &'a mut F,
     lines: Vec<u8>,
     commit: bool,
-    count: usize,
+    events: Vec<Event>,
 }
 
 impl<F: Fold> Tx<'_, F> {
@@ -221,14 +221,19 @@ impl<F: Fold> Tx<'_, F> {
         let event = Event::new(draft, seq, clock::stamp());
         event.encode_into(&mut self.lines).map_err(LogError::Line)?;
         self.commit |= event.body.is_commit();
-        self.count += 1;
         self.fold.apply(&event);
+        self.events.push(event);
         Ok(seq)
     }
 
     /// Whether nothing was emitted yet.
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.events.is_empty()
+    }
+
+    /// What was emitted so far.
+    pub fn events(&self) -> &[Event] {
+        &self.events
     }
 }
 
@@ -447,7 +452,7 @@ impl<M: Medium> Log<M> {
         if fold.schema() > SCHEMA {
             return Err(LogError::Newer(fold.schema()));
         }
-        let mut tx = Tx { fold, lines: Vec::new(), commit: false, count: 0 };
+        let mut tx = Tx { fold, lines: Vec::new(), commit: false, events: Vec::new() };
         if let Some(repaired) = torn {
             // The first line of a log is always `run_started`; what was torn before it was never acknowledged.
             if tx.fold.seq() > 0 {

@@ -1,7 +1,7 @@
 //! A run's folder: the only place that knows what its files are called. Opening one checks that its plan is the one that
 //! the log names; making one is crash-safe, because a folder without a `run_started` is not a run.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,15 @@ use crate::base::hex;
 use crate::base::ids::{RunId, TaskId, WorkerNo};
 use crate::logic::state::State;
 use crate::logic::view::View;
+use crate::logic::wake::Wake;
 use crate::model::event::{Body, Draft, RunStarted, SCHEMA};
 use crate::model::plan::Plan;
+use crate::store::bells;
 use crate::store::home;
 use crate::store::index;
 use crate::store::log::{Damage, Log, LogError, Tx};
 use crate::store::registry;
-use crate::sys::bell;
+use crate::sys::bell::Bell;
 use crate::sys::clock;
 use crate::sys::dir::Dir;
 use crate::sys::random;
@@ -220,7 +222,7 @@ impl RunDir {
         log.transact(&mut state, HOOK_LOCK, plan.is_durable(), |tx| tx.emit(Draft::run(Body::RunStarted(started))))?;
         // Only a cache: without it the first hook folds the log.
         drop(index::save(&self.dir, &log, &state.view));
-        Ok(Run { folder: self.again()?, plan: plan.clone(), log, state, indexed: 0 })
+        Ok(Run { folder: self.again()?, plan: plan.clone(), log, state, indexed: 0, own: Vec::new() })
     }
 
     /// A second handle on the same folder.
@@ -297,15 +299,7 @@ impl RunDir {
         if state.view.plan_sha256 != sha256 {
             return Err(RunError::Plan("was changed after the run began; nothing is started from it".into()));
         }
-        Ok(Run { folder: self.again()?, plan, log, state, indexed: 0 })
-    }
-
-    /// Rings every waiter of this run. A bell that nobody listens to is swept away.
-    pub fn ring(&self) {
-        if let Ok(bells) = self.dir.sub(BELLS) {
-            // Whoever is not rung looks by himself, later.
-            drop(bell::ring_all(&bells));
-        }
+        Ok(Run { folder: self.again()?, plan, log, state, indexed: 0, own: Vec::new() })
     }
 
     /// The folder of a worker.
@@ -339,12 +333,20 @@ impl Hooked {
         self.log.read(&mut self.view)
     }
 
-    /// One transaction of a hook.
+    /// One transaction of a hook. Whom it concerns is woken.
     pub fn transact<T>(
         &mut self,
+        folder: &RunDir,
         decide: impl FnOnce(&mut Tx<'_, View>) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
-        self.log.transact(&mut self.view, HOOK_LOCK, false, decide)
+        let mut wake = Wake::default();
+        let result = self.log.transact(&mut self.view, HOOK_LOCK, false, |tx| {
+            let decided = decide(tx)?;
+            wake = Wake::without_state(tx.events());
+            Ok(decided)
+        });
+        bells::ring(folder, &wake, &[]);
+        result
     }
 }
 
@@ -360,6 +362,7 @@ pub struct Run {
     /// What it says.
     pub state: State,
     indexed: u64,
+    own: Vec<OsString>,
 }
 
 impl Run {
@@ -383,8 +386,13 @@ impl Run {
         Ok(())
     }
 
-    /// One transaction of a worker or command. When the write fails, the state is folded anew, so that it never holds
-    /// what the file does not.
+    /// From now on this bell is not rung for what is written from here: its owner knows.
+    pub fn spare(&mut self, bell: &Bell) {
+        self.own.extend(bell.name().map(OsStr::to_owned));
+    }
+
+    /// One transaction of a worker or command. Whom it concerns is woken. When the write fails, the state is folded anew,
+    /// so that it never holds what the file does not.
     pub fn transact<T>(
         &mut self,
         decide: impl FnOnce(&mut Tx<'_, State>, &Plan) -> Result<T, LogError>,
@@ -392,8 +400,15 @@ impl Run {
         if self.log.is_ahead() {
             self.fold_anew()?;
         }
-        let Run { plan, log, state, .. } = self;
-        let result = log.transact(state, WORKER_LOCK, plan.is_durable(), |tx| decide(tx, plan));
+        let Run { folder, plan, log, state, own, .. } = self;
+        let mut wake = Wake::default();
+        let result = log.transact(state, WORKER_LOCK, plan.is_durable(), |tx| {
+            let decided = decide(tx, plan)?;
+            wake = Wake::of(tx.events(), tx.fold);
+            Ok(decided)
+        });
+        // Also when only the sync failed: what is written is seen by whoever looks.
+        bells::ring(folder, &wake, own);
         if matches!(result, Err(LogError::Io { .. } | LogError::Line(_))) {
             // Should that fail too, the next call tries it again before it does anything else.
             drop(self.fold_anew());
