@@ -17,6 +17,7 @@ use crate::store::project;
 use crate::store::run::{self, RunDir, RunError};
 use crate::store::switch;
 use crate::store::trust::{self, Trust};
+use crate::sys::bell;
 use crate::sys::dir::Dir;
 use crate::sys::host;
 use crate::sys::process;
@@ -238,6 +239,12 @@ fn file_system(project: &Path) -> Vec<Check> {
             .remedy("nothing can run here: move the project to a local file system"),
         Err(e) => Check::new(NAME, Finding::Error, format!("cannot write to {shown}: {e}"))
             .remedy("runs need a folder there: make it writable"),
+    });
+    out.push(if bell::works(&dir) {
+        Check::new(NAME, Finding::Ok, "waiters are woken by bells")
+    } else {
+        let text = format!("bells: no FIFO can be made in {shown}; waiting polls, every 10 ms to 1 s");
+        Check::new(NAME, Finding::Warn, text).remedy("it works, but costs more: a local file system has them")
     });
     out
 }
