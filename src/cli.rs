@@ -48,6 +48,8 @@ pub enum Command {
     Logs(cmd::logs::Args),
     /// Show the events of a run
     Events(cmd::events::Args),
+    /// Wait until a task is done, or a run has ended
+    Wait(cmd::wait::Args),
     /// Print the result of a task
     Result(cmd::result::Args),
     /// Cancel a run, or one of its tasks
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => cmd::status::run(args),
         Command::Logs(args) => cmd::logs::run(args),
         Command::Events(args) => cmd::events::run(args),
+        Command::Wait(args) => cmd::wait::run(args),
         Command::Result(args) => cmd::result::run(args),
         Command::Cancel(args) => cmd::cancel::run(args),
         Command::Doctor(args) => cmd::doctor::run(args),

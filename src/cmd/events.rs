@@ -19,7 +19,7 @@ use crate::ui::print;
 use crate::ui::when;
 
 /// The longest time without a look, should a ring be lost.
-const SAFETY: Duration = Duration::from_secs(5);
+const SAFETY: Duration = Duration::from_mins(1);
 
 /// Bytes that are printed at once; more than the longest line.
 const CHUNK: usize = 256 * 1024;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::actor::crew::Tended;
+use crate::actor::crew::{self, Tended};
 use crate::actor::vigil::Vigil;
 use crate::base::text;
 use crate::logic::view::Phase;
@@ -15,6 +15,7 @@ use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft, Verdict};
 use crate::store::bells;
 use crate::store::log::{LogError, Tape};
+use crate::store::registry;
 use crate::store::run::Run;
 use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
@@ -48,8 +49,19 @@ pub enum Followed {
     Interrupted,
 }
 
-/// Shows `run` until it ends. With `cancel` it is cancelled first.
-pub fn until_end(run: Run, termination: &Termination, cancel: bool) -> anyhow::Result<Followed> {
+/// What a signal means to whoever follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// The run is ours: it is cancelled.
+    Own,
+    /// The same, and somebody has asked for it already.
+    Cancel,
+    /// We only look on, and leave.
+    Watch,
+}
+
+/// Shows `run` until it ends.
+pub fn until_end(run: Run, termination: &Termination, manner: Manner) -> anyhow::Result<Followed> {
     let bell = bells::hang(&run.folder, &Concern::All).context("cannot wait for news of the run")?;
     let mut f = Follower {
         screen: Screen::new(),
@@ -60,13 +72,17 @@ pub fn until_end(run: Run, termination: &Termination, cancel: bool) -> anyhow::R
         vigil: Vigil::default(),
         run,
     };
-    if cancel {
+    if manner == Manner::Cancel {
         f.interrupt(Signal::SIGINT as i32)?;
     }
     loop {
         bell.drain();
         match termination.take() {
             None => {}
+            Some(_) if manner == Manner::Watch => {
+                f.screen.clear();
+                return Ok(Followed::Interrupted);
+            }
             Some(n) if n == Signal::SIGHUP as i32 || f.interrupted => {
                 f.screen.clear();
                 let id = &f.run.plan.run;
@@ -135,10 +151,14 @@ impl Follower {
             Ok(Tended::Hired(worker)) => {
                 self.screen.note(&format!("all workers are dead; {worker} goes on with the run"));
             }
-            Ok(Tended::Nobody | Tended::Foreign) => {
-                if self.run.state.view.ended.is_none() && !self.said_hopeless {
+            Ok(tended @ (Tended::Nobody | Tended::Foreign)) => {
+                let alone = tended == Tended::Nobody || !crew::anybody(&self.run.folder, &self.run.state.view);
+                if self.run.state.view.ended.is_none() && !self.said_hopeless && alone {
                     self.said_hopeless = true;
-                    self.screen.note("its workers die again and again: see workers/*/logs/worker.jsonl of the run");
+                    self.screen.note(match tended {
+                        Tended::Foreign => registry::FOREIGN,
+                        _ => "its workers die again and again: see workers/*/logs/worker.jsonl of the run",
+                    });
                 }
             }
             Err(e) => return Err(e).context("no worker is alive and none could be started"),

@@ -25,7 +25,7 @@ use crate::ui::print;
 const TICK: Duration = Duration::from_millis(250);
 
 /// The longest time without a look while nothing runs.
-const SAFETY: Duration = Duration::from_secs(5);
+const SAFETY: Duration = Duration::from_mins(1);
 
 /// Bytes that are read at once, and the longest line that is kept together.
 const CHUNK: usize = 64 * 1024;

@@ -20,4 +20,5 @@ pub mod result;
 pub mod run;
 pub mod schema;
 pub mod status;
+pub mod wait;
 pub mod worker;

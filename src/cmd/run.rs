@@ -9,7 +9,7 @@ use crate::actor::planner::{self, Asked, Rules};
 use crate::base::env;
 use crate::base::exit::{Exit, Wrong};
 use crate::cmd::find;
-use crate::cmd::follow::{self, Followed};
+use crate::cmd::follow::{self, Followed, Manner};
 use crate::model::plan::Plan;
 use crate::store::home::State;
 use crate::store::run::{self, Origin, Run, RunDir};
@@ -80,7 +80,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut exit = Exit::Ok;
     for run in runs {
         // After a Ctrl-C the others are still to be told.
-        match (follow::until_end(run, &termination, exit == Exit::Interrupted)?, exit) {
+        let manner = if exit == Exit::Interrupted { Manner::Cancel } else { Manner::Own };
+        match (follow::until_end(run, &termination, manner)?, exit) {
             (_, Exit::Interrupted) | (Followed::Interrupted, _) => exit = Exit::Interrupted,
             (Followed::Failed, _) => exit = Exit::Failed,
             (Followed::Ok, _) => {}

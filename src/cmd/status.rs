@@ -1,9 +1,12 @@
 //! `cpw status`: what runs here, how far it is, what went wrong. Whoever looks also helps: an open run whose workers are all
 //! dead gets a new one. The object that `--json` prints is described in `docs/status.md`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
+use std::time::Duration;
 
+use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use crate::actor::crew::{self, Life, Tended};
@@ -11,18 +14,25 @@ use crate::base::exit::Exit;
 use crate::base::ids::{RunId, WorkerNo};
 use crate::base::text::one_line;
 use crate::cmd::find;
+use crate::cmd::follow::{self, Followed, Manner};
 use crate::logic::state::State;
 use crate::logic::view::{Phase, View};
+use crate::logic::wake::Concern;
 use crate::model::plan::Plan;
+use crate::store::bells;
 use crate::store::home;
 use crate::store::hooklog;
 use crate::store::registry;
 use crate::store::run::{self, Run, RunDir, RunError};
+use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
+use crate::sys::host;
 use crate::sys::process;
+use crate::sys::signals;
 use crate::ui::board;
 use crate::ui::lines;
-use crate::ui::paint::Paint;
+use crate::ui::live::Live;
+use crate::ui::paint::{self, Paint};
 use crate::ui::print;
 use crate::ui::table;
 use crate::ui::when;
@@ -36,12 +46,24 @@ const RECENT_MS: u64 = 24 * 3600 * 1000;
 /// Hook errors that are counted, at most.
 const MAX_ERRORS: usize = 100;
 
+/// Between two pictures of a watch.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// How often the time of running tasks moves on.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often a watch looks for new runs and for dead workers.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// Show the runs of this project, or one run in detail
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     cpw status               the newest runs here, open ones with their tasks\n  \
     cpw status 20261121-10   one run in detail, by a unique beginning of its id\n  \
+    cpw status --watch       all of it again with every change, until Ctrl-C\n  \
+    cpw status 2026 --watch  one run, live, until it has ended\n  \
     cpw status --json        for programs; docs/status.md describes the object\n\n\
+    With --watch a terminal shows it in place, and a pipe gets lines of a run, or a block for every change.\n\
     An open run whose workers are all dead gets a new one: looking finishes what was left.")]
 pub struct Args {
     /// The run: its id or a unique beginning of it
@@ -49,6 +71,9 @@ pub struct Args {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
+    /// Go on showing what changes: of a run until it has ended, else until Ctrl-C
+    #[arg(short, long, conflicts_with = "json")]
+    watch: bool,
     /// All runs, not only the newest 10
     #[arg(long, conflicts_with = "run")]
     all: bool,
@@ -73,13 +98,19 @@ struct Whole {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let project = find::project()?;
+    if args.watch {
+        return match &args.run {
+            Some(given) => watch_run(&find::run(&project, Some(given))?),
+            None => watch_all(&project, args.all),
+        };
+    }
     let (shown, more) = match &args.run {
         Some(given) => {
             let folder = find::run(&project, Some(given))?;
             let id = folder.path().file_name().and_then(|n| RunId::new(n.to_str()?).ok());
             (id.into_iter().filter_map(|id| look(&folder, id, true)).collect(), 0)
         }
-        None => list(&project, args.all)?,
+        None => list(&project, args.all, &mut BTreeMap::new())?,
     };
     let errors = hook_errors();
     if args.json {
@@ -94,12 +125,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     for one in &shown {
         text(&mut out, one, args.run.is_some(), paint);
     }
-    if shown.is_empty() {
-        let _ = writeln!(out, "no run in {}", project.display());
-    }
-    if more > 0 {
-        out.push_str(&paint.dim(format_args!("{more} older: cpw status --all\n")));
-    }
+    out.push_str(&beside(&project, &shown, more, paint));
     if let Some(Errors { count, last, file }) = &errors {
         let n = if *count == 1 { "1 hook error".into() } else { format!("{count} hook errors") };
         let error = one_line(last.error.as_deref().unwrap_or_default(), 120);
@@ -110,13 +136,23 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn list(project: &Path, all: bool) -> anyhow::Result<(Vec<Shown>, usize)> {
+/// What is to be said beside the runs.
+fn beside(project: &Path, shown: &[Shown], more: usize, paint: Paint) -> String {
+    if shown.is_empty() {
+        return format!("no run in {}\n", project.display());
+    }
+    if more > 0 { paint.dim(format_args!("{more} older: cpw status --all\n")) } else { String::new() }
+}
+
+/// The newest runs, and how many there are beside. What is `known` from a look before is only brought up to date.
+fn list(project: &Path, all: bool, known: &mut BTreeMap<RunId, Shown>) -> anyhow::Result<(Vec<Shown>, usize)> {
     let ids = run::list(project)?;
     let mut shown = Vec::new();
     let mut ids = ids.into_iter();
     while shown.len() < LISTED || all {
         let Some(id) = ids.next() else { break };
-        shown.extend(RunDir::open(project, &id).ok().and_then(|folder| look(&folder, id, false)));
+        let again = known.remove(&id).and_then(look_again);
+        shown.extend(again.or_else(|| RunDir::open(project, &id).ok().and_then(|folder| look(&folder, id, false))));
     }
     Ok((shown, ids.len()))
 }
@@ -131,15 +167,113 @@ fn look(folder: &RunDir, id: RunId, whole: bool) -> Option<Shown> {
             Err(e) => return Some(Shown::Damaged(id, e.to_string())),
         }
     }
-    let mut run = match folder.open_run() {
-        Ok(run) => run,
-        Err(RunError::NoRun(_)) => return None,
-        Err(e) => return Some(Shown::Damaged(id, e.to_string())),
-    };
+    match folder.open_run() {
+        Ok(run) => Some(tend(run)),
+        Err(RunError::NoRun(_)) => None,
+        Err(e) => Some(Shown::Damaged(id, e.to_string())),
+    }
+}
+
+/// A run that was looked at before; `None`: it has to be opened anew.
+fn look_again(before: Shown) -> Option<Shown> {
+    match before {
+        Shown::Brief(..) => Some(before),
+        Shown::Whole(whole) => {
+            let mut run = whole.run;
+            run.refresh().ok().filter(|()| run.state.view.ended.is_none()).map(|()| tend(run))
+        }
+        Shown::Damaged(..) => None,
+    }
+}
+
+fn tend(mut run: Run) -> Shown {
     let tended = crew::tend_run(&mut run).map_err(|e| e.to_string());
     let lives = run.state.view.workers.iter();
-    let lives = lives.map(|(&n, p)| (WorkerNo(n), p.pid, crew::life(folder, WorkerNo(n), p))).collect();
-    Some(Shown::Whole(Box::new(Whole { run, lives, tended })))
+    let lives = lives.map(|(&n, p)| (WorkerNo(n), p.pid, crew::life(&run.folder, WorkerNo(n), p))).collect();
+    Shown::Whole(Box::new(Whole { run, lives, tended }))
+}
+
+fn watch_run(folder: &RunDir) -> anyhow::Result<Exit> {
+    let termination = signals::catch_termination()?;
+    Ok(match follow::until_end(folder.open_run()?, &termination, Manner::Watch)? {
+        Followed::Interrupted => Exit::Interrupted,
+        Followed::Ok | Followed::Failed => Exit::Ok,
+    })
+}
+
+/// All runs again with every change. The bells of open runs wake; for new runs, which nobody rings for, and for dead
+/// workers it looks from time to time.
+fn watch_all(project: &Path, all: bool) -> anyhow::Result<Exit> {
+    let termination = signals::catch_termination()?;
+    let paint = Paint::for_stdout();
+    let mut live = paint::can_move(&std::io::stdout()).then(Live::default);
+    let mut known = BTreeMap::new();
+    let mut hung: BTreeMap<RunId, Bell> = BTreeMap::new();
+    let mut before = None;
+    loop {
+        for bell in hung.values() {
+            bell.drain();
+        }
+        let (shown, more) = list(project, all, &mut known)?;
+        hung.retain(|id, _| shown.iter().any(|one| open(one).is_some_and(|run| run.plan.run == *id)));
+        let mut looked = true;
+        for run in shown.iter().filter_map(open).filter(|run| !hung.contains_key(&run.plan.run)).collect::<Vec<_>>() {
+            let bell = bells::hang(&run.folder, &Concern::All).context("cannot wait for news of a run")?;
+            hung.insert(run.plan.run.clone(), bell);
+            // Something may have happened before the bell was there.
+            looked = false;
+        }
+        let now: Vec<(RunId, u64)> = shown.iter().map(stand).collect();
+        let moves = live.is_some() && shown.iter().filter_map(open).any(|run| !run.state.running.is_empty());
+        if moves || before.as_ref() != Some(&now) {
+            let mut out = String::new();
+            for one in &shown {
+                text(&mut out, one, false, paint);
+            }
+            out.push_str(&beside(project, &shown, more, paint));
+            let heard = match &mut live {
+                Some(live) => {
+                    let (width, height) = host::terminal_size(std::io::stdout()).unwrap_or((80, 24));
+                    let lines = out.lines().take(usize::from(height.saturating_sub(1))).map(str::to_owned);
+                    live.show(&[], &lines.collect::<Vec<_>>(), usize::from(width));
+                    true
+                }
+                None => print::raw(format!("{}{out}", if before.is_some() { "\n" } else { "" }).as_bytes()),
+            };
+            if !heard {
+                return Ok(Exit::Ok);
+            }
+            before = Some(now);
+        }
+        known = shown.into_iter().map(|one| (stand(&one).0, one)).collect();
+        if !looked {
+            continue;
+        }
+        // Not more often than anybody can read.
+        bell::wait(&[], &[termination.fd()], FRAME)?;
+        let bells: Vec<&Bell> = hung.values().collect();
+        bell::wait(&bells, &[termination.fd()], if moves { TICK } else { LOOK })?;
+        if termination.take().is_some() {
+            return Ok(Exit::Interrupted);
+        }
+    }
+}
+
+/// A run that goes on.
+fn open(shown: &Shown) -> Option<&Run> {
+    match shown {
+        Shown::Whole(whole) if whole.run.state.view.ended.is_none() => Some(&whole.run),
+        Shown::Whole(_) | Shown::Brief(..) | Shown::Damaged(..) => None,
+    }
+}
+
+/// A run, and how far its log was read.
+fn stand(shown: &Shown) -> (RunId, u64) {
+    match shown {
+        Shown::Whole(whole) => (whole.run.plan.run.clone(), whole.run.state.view.seq),
+        Shown::Brief(id, view) => (id.clone(), view.seq),
+        Shown::Damaged(id, _) => (id.clone(), 0),
+    }
 }
 
 /// A run's state in a word.
