@@ -19,13 +19,17 @@ use crate::store::switch;
 use crate::store::trust::{self, Trust};
 use crate::sys::bell;
 use crate::sys::dir::Dir;
-use crate::sys::host;
+use crate::sys::fsinfo::{self, Locks};
 use crate::sys::process;
 use crate::ui::paint::Paint;
 use crate::ui::print;
 
 /// The largest settings file that is read, in bytes.
 const MAX_SETTINGS: u64 = 4 << 20;
+
+/// What helps where locks do not work.
+const ELSEWHERE: &str = "name a folder on a local file system as \"runs_dir\" in .claude/cpw.json (then `cpw allow`) or in your \
+                         own config.json";
 
 /// Runs that are looked at, newest first.
 const MAX_RUNS: usize = 200;
@@ -140,7 +144,7 @@ fn switched_off(project: &Path) -> Check {
 fn state() -> Check {
     const NAME: &str = "state";
     match home::State::existing() {
-        Ok(Some(state)) => match Dir::open(state.path()).and_then(|dir| host::flock_works(&dir)) {
+        Ok(Some(state)) => match Dir::open(state.path()).and_then(|dir| fsinfo::flock_works(&dir)) {
             Ok(true) => Check::new(NAME, Finding::Ok, format!("{} is yours alone", state.path().display())),
             Ok(false) => Check::new(NAME, Finding::Error, format!("locks do not work in {}", state.path().display()))
                 .remedy(format!("set {} to a folder on a local file system", env::STATE_DIR)),
@@ -229,14 +233,20 @@ fn file_system(project: &Path) -> Vec<Check> {
     };
     let shown = dir.path().display().to_string();
     let mut out = Vec::new();
-    if let Some(kind) = host::is_network_fs(&dir) {
-        let text = format!("{shown} is on {kind}: locks may not keep other machines out");
-        out.push(Check::new(NAME, Finding::Warn, text).remedy("run cpw for this project on one machine only"));
-    }
-    out.push(match host::flock_works(&dir) {
-        Ok(true) => Check::new(NAME, Finding::Ok, format!("locks work in {shown}")),
-        Ok(false) => Check::new(NAME, Finding::Error, format!("locks do not work in {shown}"))
-            .remedy("nothing can run here: move the project to a local file system"),
+    out.push(match fsinfo::locks(&dir).and_then(|l| fsinfo::flock_works(&dir).map(|works| (l, works))) {
+        Ok((Locks::Refused(refused), _)) => {
+            Check::new(NAME, Finding::Error, format!("{shown} is on {refused}: nothing is started there"))
+                .remedy(ELSEWHERE)
+        }
+        Ok((_, false)) => {
+            Check::new(NAME, Finding::Error, format!("locks do not work in {shown}: nothing is started there"))
+                .remedy(ELSEWHERE)
+        }
+        Ok((Locks::Tried(kind), true)) => {
+            let text = format!("locks work in {shown} on this machine; it is on {kind}");
+            Check::new(NAME, Finding::Note, text).remedy("use the project on one machine at a time")
+        }
+        Ok((Locks::Good, true)) => Check::new(NAME, Finding::Ok, format!("locks work in {shown}")),
         Err(e) => Check::new(NAME, Finding::Error, format!("cannot write to {shown}: {e}"))
             .remedy("runs need a folder there: make it writable"),
     });
@@ -267,7 +277,7 @@ fn runs(project: &Path) -> Check {
     }
     if !damaged.is_empty() {
         return Check::new(NAME, Finding::Warn, format!("damaged: {}", damaged.join(", ")))
-            .remedy("`cpw status` says why; nothing new is started from them");
+            .remedy("`cpw doctor RUN` says why and what can be done; nothing new is started from them");
     }
     if !orphaned.is_empty() {
         return Check::new(NAME, Finding::Warn, format!("open without a living worker: {}", orphaned.join(", ")))

@@ -7,6 +7,7 @@
 pub mod bell;
 pub mod clock;
 pub mod dir;
+pub mod fsinfo;
 pub mod host;
 pub mod lock;
 pub mod medium;
