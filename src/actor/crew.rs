@@ -8,8 +8,8 @@ use std::io;
 use crate::base::ids::WorkerNo;
 use crate::logic::step;
 use crate::logic::view::View;
-use crate::model::event::{Body, Draft, Process};
-use crate::store::log::LogError;
+use crate::model::event::{Body, Draft, Process, SCHEMA};
+use crate::store::log::{Log, LogError};
 use crate::store::registry;
 use crate::store::run::{Hooked, LIVE_LOCK, Run, RunDir, WORKERS};
 use crate::sys::clock;
@@ -56,6 +56,7 @@ pub fn enlist(folder: &RunDir, last: u32) -> io::Result<(WorkerNo, File)> {
     if !registry::is_ours(folder) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, registry::FOREIGN));
     }
+    folder.check_locks().map_err(io::Error::other)?;
     let workers = folder.dir.sub(WORKERS)?;
     let mut number = last;
     loop {
@@ -76,6 +77,14 @@ pub fn enlist(folder: &RunDir, last: u32) -> io::Result<(WorkerNo, File)> {
     }
 }
 
+/// Whether a worker may be started: from a damaged log nothing is, nor from one that this cpw does not know how to write.
+fn check_log(folder: &RunDir, log: &Log, view: &View) -> Result<(), LogError> {
+    if view.schema > SCHEMA {
+        return Err(LogError::Newer(view.schema));
+    }
+    folder.check_log(log)
+}
+
 /// Starts a detached worker of the run in `folder`. It is not in the log yet.
 fn start(folder: &RunDir, last: u32) -> io::Result<(WorkerNo, Process)> {
     let (worker, live) = enlist(folder, last)?;
@@ -90,6 +99,7 @@ fn start(folder: &RunDir, last: u32) -> io::Result<(WorkerNo, Process)> {
 
 /// Starts a worker and writes it into the log, for a caller that has the whole state.
 pub fn hire(run: &mut Run) -> Result<WorkerNo, LogError> {
+    check_log(&run.folder, &run.log, &run.state.view)?;
     let last = run.state.view.last_worker;
     let (worker, process) =
         start(&run.folder, last).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
@@ -99,6 +109,8 @@ pub fn hire(run: &mut Run) -> Result<WorkerNo, LogError> {
 
 /// Makes sure that somebody works on an open run: if all its workers are dead, one is started, which finishes what they
 /// left. Returns whether a worker is alive now. For hooks and commands that only have the view.
+///
+/// Nobody is started for a damaged run.
 pub fn tend(folder: &RunDir, hooked: &mut Hooked) -> Result<bool, LogError> {
     if hooked.view.ended.is_some() || !registry::is_ours(folder) {
         return Ok(false);
@@ -107,7 +119,10 @@ pub fn tend(folder: &RunDir, hooked: &mut Hooked) -> Result<bool, LogError> {
         return Ok(true);
     }
     // A worker that has left in order may have ended the run since it was read.
-    hooked.refresh()?;
+    match hooked.refresh().and_then(|()| check_log(folder, &hooked.log, &hooked.view)) {
+        Err(LogError::Damaged(_)) => return Ok(false),
+        other => other?,
+    }
     if hooked.view.ended.is_some() || is_hopeless(&hooked.view) {
         return Ok(false);
     }

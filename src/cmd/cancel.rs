@@ -45,6 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if !registry::is_ours(&folder) {
         return Err(Wrong::new(registry::FOREIGN).into());
     }
+    folder.check_locks()?;
     let mut run = folder.open_run()?;
     let index = args.task.as_deref().map(|given| find::task(&run.plan, given)).transpose()?;
     // Hung before asking: the answer may come at once.
@@ -75,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let deadline = clock::mono_ms() + WAIT_MS;
     loop {
         bell.drain();
-        run.refresh()?;
+        run.refresh().map_err(|e| run.folder.told(e))?;
         let now = clock::mono_ms();
         if over(&run) || now >= deadline {
             break;

@@ -11,7 +11,7 @@ use crate::cmd::find;
 use crate::logic::state::State;
 use crate::logic::wake::Concern;
 use crate::store::bells;
-use crate::store::log::{self, Tape};
+use crate::store::log;
 use crate::sys::bell;
 use crate::sys::signals;
 use crate::ui::lines;
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         None
     };
     let termination = signals::catch_termination()?;
-    let mut tape = Tape::open(&folder.dir)?;
+    let mut tape = folder.tape()?;
     let mut raw = args.json.then(|| folder.dir.open_read(log::NAME)).transpose()?.map(|file| Raw { file, offset: 0 });
     loop {
         if let Some(bell) = &bell {
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             Some(raw) => raw.copy()?,
             None => print::raw(out.as_bytes()),
         };
-        read?;
+        read.map_err(|e| folder.told(e))?;
         let Some(bell) = bell.as_ref().filter(|_| heard && !ended) else { return Ok(Exit::Ok) };
         bell::wait(&[bell], &[termination.fd()], SAFETY)?;
         if termination.take().is_some() {

@@ -65,7 +65,7 @@ pub fn until_end(run: Run, termination: &Termination, manner: Manner) -> anyhow:
     let bell = bells::hang(&run.folder, &Concern::All).context("cannot wait for news of the run")?;
     let mut f = Follower {
         screen: Screen::new(),
-        tape: Tape::open(&run.folder.dir)?,
+        tape: run.folder.tape()?,
         first_ts: String::new(),
         interrupted: false,
         said_hopeless: false,
@@ -122,7 +122,7 @@ struct Follower {
 impl Follower {
     /// Takes in and shows what is new. The state first: what it knows, its end above all, is then on the tape.
     fn look(&mut self) -> anyhow::Result<()> {
-        self.run.refresh().context("cannot follow the run")?;
+        self.run.refresh().map_err(|e| self.run.folder.told(e)).context("cannot follow the run")?;
         let Follower { run, screen, tape, first_ts, .. } = self;
         let read = tape.read(|event| {
             if first_ts.is_empty() {
@@ -133,7 +133,7 @@ impl Follower {
             }
             screen.dirty = true;
         });
-        read.context("cannot follow the run")
+        read.map_err(|e| run.folder.told(e)).context("cannot follow the run")
     }
 
     fn interrupt(&mut self, signal: i32) -> anyhow::Result<()> {

@@ -14,7 +14,6 @@ use crate::cmd::find;
 use crate::logic::wake::Concern;
 use crate::model::event::Body;
 use crate::store::bells;
-use crate::store::log::Tape;
 use crate::store::run::RunDir;
 use crate::sys::bell;
 use crate::sys::signals;
@@ -67,14 +66,14 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         terminal: std::io::stdout().is_terminal(),
         paint: Paint::for_stdout(),
     };
-    let mut tape = Tape::open(&shown.folder.dir)?;
+    let mut tape = shown.folder.tape()?;
     let wanted = only.map(|i| run.plan.tasks[i].id.clone());
     loop {
         if let Some(bell) = &bell {
             bell.drain();
         }
         // The state first: what it calls over has written all its output.
-        run.refresh()?;
+        run.refresh().map_err(|e| run.folder.told(e))?;
         let over = match only {
             Some(i) => run.state.tasks[i].phase.is_final(),
             None => run.state.view.ended.is_some(),

@@ -164,13 +164,13 @@ fn look(folder: &RunDir, id: RunId, whole: bool) -> Option<Shown> {
             Ok(hooked) if hooked.view.ended.is_some() => return Some(Shown::Brief(id, Box::new(hooked.view))),
             Ok(_) => {}
             Err(RunError::NoRun(_)) => return None,
-            Err(e) => return Some(Shown::Damaged(id, e.to_string())),
+            Err(e) => return Some(damaged(id, e)),
         }
     }
     match folder.open_run() {
         Ok(run) => Some(tend(run)),
         Err(RunError::NoRun(_)) => None,
-        Err(e) => Some(Shown::Damaged(id, e.to_string())),
+        Err(e) => Some(damaged(id, e)),
     }
 }
 
@@ -276,6 +276,13 @@ fn stand(shown: &Shown) -> (RunId, u64) {
     }
 }
 
+fn damaged(id: RunId, e: RunError) -> Shown {
+    match e {
+        RunError::Damaged { why, .. } => Shown::Damaged(id, why),
+        e => Shown::Damaged(id, e.to_string()),
+    }
+}
+
 /// A run's state in a word.
 fn word(view: &View) -> &'static str {
     view.ended.as_ref().map_or("active", |e| lines::verdict(e.status))
@@ -315,6 +322,8 @@ fn text(out: &mut String, shown: &Shown, detail: bool, paint: Paint) {
     match shown {
         Shown::Damaged(id, why) => {
             let _ = writeln!(out, "{}  {}: {}", paint.bold(id), paint.bad("damaged"), one_line(why, 300));
+            let hint = format!("  nothing is started from it; `cpw doctor {id}` says what can be done\n");
+            out.push_str(&paint.dim(hint));
         }
         Shown::Brief(id, view) => {
             out.push_str(&head(id, view, None, paint));

@@ -10,6 +10,7 @@ use crate::base::ids::SessionId;
 use crate::hook::input::{self, Payload};
 use crate::logic::wake::Concern;
 use crate::store::bells;
+use crate::model::event::SCHEMA;
 use crate::store::home::State;
 use crate::store::hooklog;
 use crate::store::log::LogError;
@@ -125,7 +126,7 @@ pub(super) fn open_runs(state: &State, id: &SessionId, session: &Session) -> any
         match open_one(own) {
             Ok(Some(run)) => open.push(run),
             Ok(None) | Err(RunError::NoRun(_)) => close(state, id, own)?,
-            // Damaged, unreadable, busy: nothing can be said of it now, and another hook call may. Others go on.
+            // Damaged, newer, unreadable, busy: nothing can be said of it now, and another hook call may. Others go on.
             Err(e) => {
                 let why = format!("run {}: {e}", own.path.display());
                 hooklog::note(state.path(), "run", 0, Some(&why), Some(id.as_str()));
@@ -136,7 +137,7 @@ pub(super) fn open_runs(state: &State, id: &SessionId, session: &Session) -> any
 }
 
 fn open_one(own: &OwnRun) -> Result<Option<Open>, RunError> {
-    let folder = match RunDir::open_path(&own.path) {
+    let folder = match RunDir::open_own(own) {
         Ok(folder) => folder,
         Err(RunError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
@@ -145,6 +146,10 @@ fn open_one(own: &OwnRun) -> Result<Option<Open>, RunError> {
         return Ok(None);
     }
     let hooked = folder.open_view()?;
+    if hooked.view.schema > SCHEMA {
+        // What was handed over could not be written down, so that it would be said again and again.
+        return Err(LogError::Newer(hooked.view.schema).into());
+    }
     Ok(Some(Open { folder, hooked }))
 }
 

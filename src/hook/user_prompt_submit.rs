@@ -203,7 +203,7 @@ fn earlier(locked: &mut Locked, rule: &str) -> anyhow::Result<Option<String>> {
     let same: Vec<_> = locked.session.open_runs().filter(|r| r.rule == rule).cloned().collect();
     for own in same {
         let Some(run) = own.id() else { continue };
-        let over = RunDir::open_path(&own.path).and_then(|f| f.open_view()).map_or(true, |h| h.view.ended.is_some());
+        let over = RunDir::open_own(&own).and_then(|f| f.open_view()).map_or(true, |h| h.view.ended.is_some());
         if !over {
             return Ok(Some(run.to_string()));
         }

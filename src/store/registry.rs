@@ -5,51 +5,128 @@
 //! A folder is recognised by its run's id, device and inode: a copy has another inode, a project that was moved keeps it.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::hex;
 use crate::store::home::State;
-use crate::store::run::RunDir;
-use crate::sys::dir::Dir;
+use crate::store::log;
+use crate::store::run::{self, RunDir};
+use crate::sys::dir::{Dir, FileId};
 
 /// The folder of the records, below the state directory.
 const FOLDER: &str = "runs";
 
+/// The folder that remembers, by project, where else than in `.claude/runs` its runs are.
+const PLACES: &str = "places";
+
 /// The largest record that is read, in bytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
-#[derive(Serialize, Deserialize)]
-struct Record {
-    /// For people who look into the folder.
-    path: String,
-    dev: u64,
-    ino: u64,
+/// Which file a log is: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogId(pub u64, pub u64);
+
+impl LogId {
+    /// Of a file.
+    pub fn of(id: &FileId) -> LogId {
+        LogId(id.dev, id.ino)
+    }
+}
+
+/// What is recorded of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Where the folder was when the run began.
+    pub path: String,
+    /// Device and inode of the folder.
+    pub dev: u64,
+    /// See `dev`.
+    pub ino: u64,
+    /// Which file its log is: another one by that name has another history.
+    #[serde(default)]
+    pub log: Option<LogId>,
+    /// The project it belongs to.
+    #[serde(default)]
+    pub project: Option<PathBuf>,
 }
 
 fn name(folder: &RunDir) -> io::Result<&std::ffi::OsStr> {
     folder.path().file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a run's folder has a name"))
 }
 
-/// Records a folder as made by this user's cpw. `durable`: the record is on the disk before the run begins, because after
-/// a power cut nobody would finish a run that nobody knows.
+/// Records a folder, and the log that is in it, as made by this user's cpw. `durable`: the record is on the disk before the
+/// run begins, because after a power cut nobody would finish a run that nobody knows.
 pub fn register(state: &State, folder: &RunDir, durable: bool) -> io::Result<()> {
     let id = folder.dir.id()?;
-    let record = Record { path: folder.path().to_string_lossy().into_owned(), dev: id.dev, ino: id.ino };
-    let runs = Dir::open(state.path())?.create_sub(FOLDER, 0o700)?;
-    runs.write_atomic(name(folder)?, &serde_json::to_vec(&record)?, 0o600, durable)
+    let record = Record {
+        path: folder.path().to_string_lossy().into_owned(),
+        dev: id.dev,
+        ino: id.ino,
+        log: folder.dir.stat(log::NAME)?.as_ref().map(LogId::of),
+        project: Some(folder.project.clone()),
+    };
+    let home = Dir::open(state.path())?;
+    let runs = folder.path().parent().unwrap_or(folder.path());
+    if runs != run::runs_path(&folder.project) {
+        add_place(&home, &folder.project, runs)?;
+    }
+    let records = home.create_sub(FOLDER, 0o700)?;
+    records.write_atomic(name(folder)?, &serde_json::to_vec(&record)?, 0o600, durable)
 }
 
-/// Whether a folder is one that this user's cpw has made. Where that cannot be told, it is not.
+/// What is recorded of a folder, if it is one that this user's cpw has made. Where that cannot be told, it is not.
+pub fn record(folder: &RunDir) -> Option<Record> {
+    recorded(&State::existing().ok().flatten()?, folder).ok().flatten()
+}
+
+/// Whether a folder is one that this user's cpw has made.
 pub fn is_ours(folder: &RunDir) -> bool {
-    let state = State::existing().ok().flatten();
-    state.is_some_and(|state| is_registered(&state, folder).unwrap_or(false))
+    record(folder).is_some()
 }
 
-fn is_registered(state: &State, folder: &RunDir) -> io::Result<bool> {
-    let runs = Dir::open(state.path())?.sub(FOLDER)?;
-    let record: Record = serde_json::from_slice(&runs.read_bounded(name(folder)?, MAX_BYTES)?)?;
+fn recorded(state: &State, folder: &RunDir) -> io::Result<Option<Record>> {
+    let record = read(state, name(folder)?)?;
     let id = folder.dir.id()?;
-    Ok((record.dev, record.ino) == (id.dev, id.ino))
+    Ok(Some(record).filter(|r| (r.dev, r.ino) == (id.dev, id.ino)))
+}
+
+fn read(state: &State, run: &std::ffi::OsStr) -> io::Result<Record> {
+    let records = Dir::open(state.path())?.sub(FOLDER)?;
+    Ok(serde_json::from_slice(&records.read_bounded(run, MAX_BYTES)?)?)
+}
+
+/// The project of the run whose folder is at `path`, where that is not below its project's `.claude/runs`.
+pub fn project_of(path: &Path) -> Option<PathBuf> {
+    let record = read(&State::existing().ok().flatten()?, path.file_name()?).ok()?;
+    record.project.filter(|_| Path::new(&record.path) == path)
+}
+
+/// The folders, beside `.claude/runs`, in which runs of a project were made.
+pub fn places(project: &Path) -> Vec<PathBuf> {
+    let read = || places_of(&Dir::open(State::existing().ok().flatten()?.path()).ok()?, project);
+    read().unwrap_or_default()
+}
+
+fn place_name(project: &Path) -> String {
+    hex::sha256(project.as_os_str().as_encoded_bytes())
+}
+
+fn places_of(home: &Dir, project: &Path) -> Option<Vec<PathBuf>> {
+    let bytes = home.sub(PLACES).ok()?.read_bounded(place_name(project), MAX_BYTES).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Two that add a place at the same time may lose one of them; the next run there adds it again.
+fn add_place(home: &Dir, project: &Path, runs: &Path) -> io::Result<()> {
+    let mut places = places_of(home, project).unwrap_or_default();
+    if places.iter().any(|p| p == runs) {
+        return Ok(());
+    }
+    places.push(runs.to_owned());
+    let folder = home.create_sub(PLACES, 0o700)?;
+    folder.write_atomic(place_name(project), &serde_json::to_vec(&places)?, 0o600, false)
 }
 
 /// What is said of a folder that is not ours.
@@ -68,19 +145,21 @@ mod tests {
         let project = tmp.path().join("project");
         std::fs::create_dir(&project).unwrap();
         let folder = RunDir::create(&project, &plan(vec![task("a")]), &Origin::default()).unwrap();
-        assert!(!is_registered(&state, &folder).unwrap_or(false));
+        assert!(recorded(&state, &folder).ok().flatten().is_none());
         register(&state, &folder, false).unwrap();
-        assert!(is_registered(&state, &folder).unwrap());
+        let record = recorded(&state, &folder).unwrap().unwrap();
+        assert_eq!(record.project.as_deref(), Some(project.as_path()));
+        assert_eq!(record.log, folder.dir.stat(log::NAME).unwrap().as_ref().map(LogId::of));
 
         let run = crate::base::ids::RunId::new(folder.path().file_name().unwrap().to_str().unwrap()).unwrap();
         let copy = tmp.path().join("copy");
         for dir in [".claude", ".claude/runs", &format!(".claude/runs/{run}")] {
             std::fs::create_dir_all(copy.join(dir)).unwrap();
         }
-        assert!(!is_registered(&state, &RunDir::open(&copy, &run).unwrap()).unwrap());
+        assert!(recorded(&state, &RunDir::open(&copy, &run).unwrap()).unwrap().is_none());
 
         let moved = tmp.path().join("moved");
         std::fs::rename(&project, &moved).unwrap();
-        assert!(is_registered(&state, &RunDir::open(&moved, &run).unwrap()).unwrap());
+        assert!(recorded(&state, &RunDir::open(&moved, &run).unwrap()).unwrap().is_some());
     }
 }

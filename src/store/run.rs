@@ -1,10 +1,12 @@
 //! A run's folder: the only place that knows what its files are called. Opening one checks that its plan is the one that
 //! the log names; making one is crash-safe, because a folder without a `run_started` is not a run.
 
+use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use crate::base::hex;
@@ -17,11 +19,13 @@ use crate::model::plan::Plan;
 use crate::store::bells;
 use crate::store::home;
 use crate::store::index;
-use crate::store::log::{Damage, Log, LogError, Tx};
-use crate::store::registry;
+use crate::store::log::{self, Damage, Log, LogError, Tape, Tx};
+use crate::store::registry::{self, LogId};
+use crate::store::session::OwnRun;
 use crate::sys::bell::Bell;
 use crate::sys::clock;
 use crate::sys::dir::Dir;
+use crate::sys::fsinfo::{self, Locks, Refused};
 use crate::sys::random;
 
 /// The plan's name in a run's folder.
@@ -68,6 +72,20 @@ pub enum RunError {
     Plan(String),
     /// The folder holds no run: nothing was ever started in it.
     NoRun(PathBuf),
+    /// The log is not what it was or must be. Nothing is started from it, and nothing in it is changed.
+    Damaged {
+        /// The run.
+        run: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Locks in this folder would not keep everybody out.
+    FileSystem {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        refused: Refused,
+    },
 }
 
 impl fmt::Display for RunError {
@@ -77,6 +95,17 @@ impl fmt::Display for RunError {
             RunError::Log(e) => e.fmt(f),
             RunError::Plan(why) => write!(f, "plan.json: {why}"),
             RunError::NoRun(path) => write!(f, "{} holds no run", path.display()),
+            RunError::Damaged { run, why } => write!(
+                f,
+                "run {run} is damaged: {why}; nothing is started from it or changed in it, and `cpw doctor {run}` says \
+                 what can be done"
+            ),
+            RunError::FileSystem { path, refused } => write!(
+                f,
+                "{} is on {refused}, so nothing is started or written there; name a folder on a local file system as \
+                 \"runs_dir\" in .claude/cpw.json (then `cpw allow`) or in your own config.json",
+                path.display()
+            ),
         }
     }
 }
@@ -116,6 +145,8 @@ pub struct RunDir {
     pub dir: Dir,
     /// The project it belongs to.
     pub project: PathBuf,
+    /// Which file its log is, where that is recorded; looked up once.
+    log_id: OnceCell<Option<LogId>>,
 }
 
 /// What a run is started with, beside its plan.
@@ -127,59 +158,149 @@ pub struct Origin<'a> {
     pub prompt: Option<&'a str>,
 }
 
-/// The folder of a project's runs.
+/// Where a project's runs are unless its config says otherwise.
 pub fn runs_path(project: &Path) -> PathBuf {
     project.join(RUNS[0]).join(RUNS[1])
 }
 
-fn runs_dir(project: &Path) -> io::Result<Dir> {
+/// Where a project's runs are made, as `runs_dir` has it: below the project, or in a folder of the project's own below an
+/// absolute path.
+pub fn runs_path_by(project: &Path, runs_dir: Option<&str>) -> PathBuf {
+    match runs_dir {
+        None => runs_path(project),
+        Some(dir) if Path::new(dir).is_absolute() => {
+            let name = project.file_name().unwrap_or(OsStr::new("root")).to_string_lossy();
+            let hash = hex::sha256(project.as_os_str().as_encoded_bytes());
+            Path::new(dir).components().as_path().join(format!("{name}-{}", hash.get(..16).unwrap_or(&hash)))
+        }
+        Some(dir) => project.join(dir).components().as_path().to_owned(),
+    }
+}
+
+fn default_runs(project: &Path) -> io::Result<Dir> {
     Dir::open(project)?.sub(RUNS[0])?.sub(RUNS[1])
+}
+
+/// Makes the folder of a project's runs, and what is missing on the way to it. Nothing below the project may be a link.
+fn make_runs(project: &Path, runs: &Path) -> io::Result<Dir> {
+    if let Ok(below) = runs.strip_prefix(project) {
+        let mut dir = Dir::open(project)?;
+        let names: Vec<&OsStr> = below.components().filter_map(only_name).collect();
+        for (i, name) in names.iter().enumerate() {
+            dir = dir.create_sub(name, if i + 1 == names.len() { 0o700 } else { 0o755 })?;
+        }
+        if runs != runs_path(project) {
+            dir.check_private()?;
+        }
+        return Ok(dir);
+    }
+    let (Some(outer), Some(name)) = (runs.parent(), runs.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the folder of the runs has no name"));
+    };
+    let outer = match Dir::open(outer) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let (Some(above), Some(last)) = (outer.parent(), outer.file_name()) else { return Err(e) };
+            Dir::open(above)?.create_sub(last, 0o700)?
+        }
+        other => other?,
+    };
+    let dir = outer.create_sub(name, 0o700)?;
+    dir.check_private()?;
+    Ok(dir)
+}
+
+fn only_name(part: Component<'_>) -> Option<&OsStr> {
+    match part {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    }
 }
 
 /// The runs of a project, newest first.
 pub fn list(project: &Path) -> io::Result<Vec<RunId>> {
-    let dir = match runs_dir(project) {
-        Ok(dir) => dir,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let mut ids: Vec<RunId> =
-        dir.names()?.iter().filter_map(|n| n.to_str()).filter_map(|n| RunId::new(n).ok()).collect();
-    ids.retain(|id| id.as_str() != "project");
+    let mut ids = ids_in(default_runs(project))?;
+    for place in registry::places(project) {
+        // What cannot be listed elsewhere (a disk that is not there now) must not hide what is here.
+        ids.extend(ids_in(Dir::open_nofollow(place)).unwrap_or_default());
+    }
     ids.sort_unstable_by(|a, b| b.cmp(a));
+    ids.dedup();
     Ok(ids)
 }
 
-/// Whether a folder holds a run: something was written to its log.
+fn ids_in(dir: io::Result<Dir>) -> io::Result<Vec<RunId>> {
+    let dir = match dir {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let names = dir.names()?;
+    let ids = names.iter().filter_map(|n| n.to_str()).filter_map(|n| RunId::new(n).ok());
+    Ok(ids.filter(|id| id.as_str() != "project").collect())
+}
+
+/// Whether a folder holds a run: something was written to its log, or its log is gone.
 pub fn is_begun(project: &Path, run: &RunId) -> bool {
-    RunDir::open(project, run).is_ok_and(|f| matches!(f.dir.stat(crate::store::log::NAME), Ok(Some(s)) if s.size > 0))
+    RunDir::open(project, run).is_ok_and(|folder| match folder.dir.stat(log::NAME) {
+        Ok(Some(file)) if file.size > 0 => true,
+        _ => !matches!(folder.log().and_then(|log| folder.check_begun(&log, 0)), Err(RunError::NoRun(_))),
+    })
 }
 
 impl RunDir {
-    /// Opens the folder of an existing run.
+    fn new(dir: Dir, project: &Path) -> RunDir {
+        RunDir { dir, project: project.to_owned(), log_id: OnceCell::new() }
+    }
+
+    /// Opens the folder of an existing run, in `.claude/runs` or where else the project has runs.
     pub fn open(project: &Path, run: &RunId) -> Result<RunDir, RunError> {
         let path = runs_path(project).join(run.as_str());
-        let dir = runs_dir(project).and_then(|d| d.sub(run.as_str())).map_err(at(path))?;
-        Ok(RunDir { dir, project: project.to_owned() })
+        let missing = match default_runs(project).and_then(|d| d.sub(run.as_str())) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => e,
+            other => return Ok(RunDir::new(other.map_err(at(path))?, project)),
+        };
+        let elsewhere = registry::places(project);
+        let mut found = elsewhere.iter().filter_map(|p| Dir::open_nofollow(p).and_then(|d| d.sub(run.as_str())).ok());
+        Ok(RunDir::new(found.next().ok_or(missing).map_err(at(path))?, project))
     }
 
-    /// Opens a run's folder by its path, as a session's record has it.
+    /// Opens a run's folder by its path.
     pub fn open_path(path: &Path) -> Result<RunDir, RunError> {
-        let project = path.ancestors().nth(3).ok_or_else(|| RunError::NoRun(path.to_owned()))?.to_owned();
-        let run = path.file_name().and_then(OsStr::to_str).and_then(|n| RunId::new(n).ok());
-        let run = run.ok_or_else(|| RunError::NoRun(path.to_owned()))?;
-        RunDir::open(&project, &run)
+        let no_run = || RunError::NoRun(path.to_owned());
+        let run = path.file_name().and_then(OsStr::to_str).and_then(|n| RunId::new(n).ok()).ok_or_else(no_run)?;
+        let by_place = path.ancestors().nth(3).filter(|project| Some(runs_path(project).as_path()) == path.parent());
+        if let Some(project) = by_place {
+            let dir = default_runs(project).and_then(|d| d.sub(run.as_str())).map_err(at(path))?;
+            return Ok(RunDir::new(dir, project));
+        }
+        let dir = Dir::open_nofollow(path).map_err(at(path))?;
+        Ok(RunDir::new(dir, &registry::project_of(path).ok_or_else(no_run)?))
     }
 
-    /// Makes the folder of a run, with its plan and without a log: not a run yet.
+    /// Opens a run's folder as a session's record names it, with what it says of the log.
+    pub fn open_own(own: &OwnRun) -> Result<RunDir, RunError> {
+        let mut folder = RunDir::open_path(&own.path)?;
+        if own.log.is_some() {
+            folder.log_id = OnceCell::from(own.log);
+        }
+        Ok(folder)
+    }
+
+    /// Makes the folder of a run in `.claude/runs`, with its plan and an empty log: not a run yet.
     pub fn create(project: &Path, plan: &Plan, origin: &Origin<'_>) -> Result<RunDir, RunError> {
-        let path = runs_path(project);
+        RunDir::create_in(project, &runs_path(project), plan, origin)
+    }
+
+    /// As [`RunDir::create`], in the folder `runs`.
+    pub fn create_in(project: &Path, runs: &Path, plan: &Plan, origin: &Origin<'_>) -> Result<RunDir, RunError> {
+        let all = make_runs(project, runs).map_err(at(runs))?;
+        check_locks(&all)?;
         let make = || -> io::Result<Dir> {
-            let runs = Dir::open(project)?.create_sub(RUNS[0], 0o755)?.create_sub(RUNS[1], 0o700)?;
-            if runs.stat(".gitignore")?.is_none() {
-                runs.write_atomic(".gitignore", b"*\n", 0o644, false)?;
+            // A folder that has other things in it keeps its place in version control.
+            let ours = runs == runs_path(project) || all.names()?.is_empty();
+            if ours && all.stat(".gitignore")?.is_none() {
+                all.write_atomic(".gitignore", b"*\n", 0o644, false)?;
             }
-            let dir = runs.make_new_sub(plan.run.as_str(), 0o700)?;
+            let dir = all.make_new_sub(plan.run.as_str(), 0o700)?;
             dir.create_sub(BELLS, 0o700)?;
             dir.create_sub(WORKERS, 0o700)?;
             dir.create_new(LEADER_LOCK, 0o600)?;
@@ -189,14 +310,17 @@ impl RunDir {
             }
             // Otherwise the leader syncs it: a session waits for the hook that is here.
             dir.write_atomic(PLAN, &serde_json::to_vec_pretty(plan)?, 0o400, plan.is_durable())?;
+            // Before anybody records which file the log is.
+            dir.create_new(log::NAME, 0o600)?;
             Ok(dir)
         };
+        let path = runs.join(plan.run.as_str());
         let dir = make().map_err(|e| {
             // A folder that is not a run must not be taken for the newest one.
-            drop(std::fs::remove_dir_all(path.join(plan.run.as_str())));
-            at(path)(e)
+            drop(std::fs::remove_dir_all(&path));
+            at(runs)(e)
         })?;
-        Ok(RunDir { dir, project: project.to_owned() })
+        Ok(RunDir::new(dir, project))
     }
 
     /// Writes `run_started`: from here on it is a run, and whoever finds it finishes it.
@@ -217,17 +341,53 @@ impl RunDir {
             mono_ms: clock::mono_ms(),
             cpw: env!("CARGO_PKG_VERSION").into(),
         };
-        let mut log = Log::create(&self.dir)?;
+        let mut log = Log::open(&self.dir)?;
         let mut state = State::new(plan);
-        log.transact(&mut state, HOOK_LOCK, plan.is_durable(), |tx| tx.emit(Draft::run(Body::RunStarted(started))))?;
+        let written =
+            log.transact(&mut state, HOOK_LOCK, plan.is_durable(), |tx| tx.emit(Draft::run(Body::RunStarted(started))));
+        if let Err(e) = written {
+            return Err(self.not_started(e));
+        }
         // Only a cache: without it the first hook folds the log.
         drop(index::save(&self.dir, &log, &state.view));
         Ok(Run { folder: self.again()?, plan: plan.clone(), log, state, indexed: 0, own: Vec::new() })
     }
 
+    /// What is said where the first line could not be written. Where locks are refused, nothing of the run stays.
+    fn not_started(&self, e: LogError) -> RunError {
+        match e {
+            LogError::Io { source, .. } if fsinfo::is_unsupported(&source) => {
+                drop(std::fs::remove_dir_all(self.path()));
+                let path = self.path().parent().unwrap_or(self.path()).to_owned();
+                RunError::FileSystem { path, refused: fsinfo::refused_itself() }
+            }
+            e => self.told(e),
+        }
+    }
+
     /// A second handle on the same folder.
     pub fn again(&self) -> Result<RunDir, RunError> {
-        RunDir::open_path(self.dir.path())
+        let dir = self.dir.try_clone().map_err(at(self.path()))?;
+        Ok(RunDir { dir, project: self.project.clone(), log_id: self.log_id.clone() })
+    }
+
+    /// Refuses a folder where locks would not keep everybody out. Not for hooks of tool calls: it costs a look at the file
+    /// system.
+    pub fn check_locks(&self) -> Result<(), RunError> {
+        check_locks(&self.dir)
+    }
+
+    /// An error of the log, with the run that it is about.
+    pub fn told(&self, e: LogError) -> RunError {
+        match e {
+            LogError::Damaged(damage) => self.damaged(damage.to_string()),
+            e => RunError::Log(e),
+        }
+    }
+
+    fn damaged(&self, why: impl Into<String>) -> RunError {
+        let run = self.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        RunError::Damaged { run, why: why.into() }
     }
 
     /// The folder's path.
@@ -256,15 +416,66 @@ impl RunDir {
         Ok((plan, hex::sha256(&bytes)))
     }
 
+    /// Which file the log is, as recorded when the run began; `None` where that was not recorded for this folder.
+    fn log_id(&self) -> Option<LogId> {
+        *self.log_id.get_or_init(|| registry::record(self).and_then(|r| r.log))
+    }
+
+    /// Opens the log, if it is the file with which the run began.
     fn log(&self) -> Result<Log, RunError> {
-        match Log::open(&self.dir) {
-            Ok(log) => Ok(log),
-            Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(RunError::NoRun(self.path().to_owned()))
-            }
-            // What cannot be written can still be looked at.
-            Err(e) => Log::open_read(&self.dir).map_err(|_| RunError::Log(e)),
+        let known = self.log_id();
+        let log = match Log::open(&self.dir) {
+            Ok(log) => log,
+            Err(e) => match (self.path().join(log::NAME).symlink_metadata(), known) {
+                (Err(e), None) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err(RunError::NoRun(self.path().to_owned()));
+                }
+                (Err(e), Some(_)) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err(self.damaged("events.jsonl is missing: it was deleted or moved away"));
+                }
+                (Ok(other), _) if !other.is_file() => {
+                    let what = what_kind(other.file_type());
+                    return Err(self.damaged(format!("events.jsonl is {what}, not a regular file: it was exchanged")));
+                }
+                // What cannot be written can still be looked at.
+                _ => Log::open_read(&self.dir).map_err(|_| RunError::Log(e))?,
+            },
+        };
+        if known.is_some_and(|known| known != LogId::of(log.id())) {
+            return Err(self.damaged("events.jsonl is not the file with which the run began: it was replaced"));
         }
+        Ok(log)
+    }
+
+    /// Fails if the file by the log's name is no longer the one that `log` has open.
+    pub fn check_log(&self, log: &Log) -> Result<(), LogError> {
+        let named = self.dir.stat(log::NAME).map_err(|source| LogError::Io { doing: "look at", source })?;
+        match named {
+            Some(named) if named.same_file(log.id()) => Ok(()),
+            Some(_) => Err(LogError::Damaged(Damage::of_file("events.jsonl was replaced while the run was going on"))),
+            None => Err(LogError::Damaged(Damage::of_file("events.jsonl was deleted while the run was going on"))),
+        }
+    }
+
+    /// Fails where the log holds no `run_started`: as damaged if there are signs that it once did.
+    fn check_begun(&self, log: &Log, schema: u32) -> Result<(), RunError> {
+        if schema > 0 {
+            return Ok(());
+        }
+        if log.offset() > 0 {
+            return Err(self.damaged("events.jsonl does not begin with run_started"));
+        }
+        let workers = self.dir.sub(WORKERS).and_then(|d| d.names());
+        if workers.is_ok_and(|names| !names.is_empty()) {
+            return Err(self.damaged("events.jsonl holds no event, although workers were started: it was emptied"));
+        }
+        Err(RunError::NoRun(self.path().to_owned()))
+    }
+
+    /// The log as a tape, if it is the file with which the run began.
+    pub fn tape(&self) -> Result<Tape, RunError> {
+        drop(self.log()?);
+        Tape::open(&self.dir).map_err(|e| self.told(e))
     }
 
     /// Opens the run for a hook: the view from the index and the events behind it.
@@ -275,12 +486,13 @@ impl RunDir {
                 let from = log.offset();
                 (view, from)
             }
-            None => (View::new(&self.plan()?.0), 0),
+            None => match index::contradicts(&self.dir, &log) {
+                Some(why) => return Err(self.damaged(why)),
+                None => (View::new(&self.plan()?.0), 0),
+            },
         };
-        log.read(&mut view)?;
-        if view.schema == 0 {
-            return Err(RunError::NoRun(self.path().to_owned()));
-        }
+        log.read(&mut view).map_err(|e| self.told(e))?;
+        self.check_begun(&log, view.schema)?;
         if log.offset() - from > STALE_TAIL {
             drop(index::save(&self.dir, &log, &view));
         }
@@ -289,13 +501,14 @@ impl RunDir {
 
     /// Opens the run with its whole state.
     pub fn open_run(&self) -> Result<Run, RunError> {
-        let (plan, sha256) = self.plan()?;
         let mut log = self.log()?;
-        let mut state = State::new(&plan);
-        log.read(&mut state)?;
-        if state.view.schema == 0 {
-            return Err(RunError::NoRun(self.path().to_owned()));
+        if let Some(why) = index::contradicts(&self.dir, &log) {
+            return Err(self.damaged(why));
         }
+        let (plan, sha256) = self.plan()?;
+        let mut state = State::new(&plan);
+        log.read(&mut state).map_err(|e| self.told(e))?;
+        self.check_begun(&log, state.view.schema)?;
         if state.view.plan_sha256 != sha256 {
             return Err(RunError::Plan("was changed after the run began; nothing is started from it".into()));
         }
@@ -305,6 +518,27 @@ impl RunDir {
     /// The folder of a worker.
     pub fn worker(&self, worker: WorkerNo) -> io::Result<Dir> {
         self.dir.sub(WORKERS)?.sub(worker.to_string())
+    }
+}
+
+fn check_locks(dir: &Dir) -> Result<(), RunError> {
+    match fsinfo::locks(dir).map_err(at(dir.path()))? {
+        Locks::Good | Locks::Tried(_) => Ok(()),
+        Locks::Refused(refused) => Err(RunError::FileSystem { path: dir.path().to_owned(), refused }),
+    }
+}
+
+fn what_kind(kind: std::fs::FileType) -> &'static str {
+    if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
     }
 }
 
@@ -366,8 +600,9 @@ pub struct Run {
 }
 
 impl Run {
-    /// Folds what is new.
+    /// Folds what is new, if the log is still the file by its name: nobody would hear of it otherwise.
     pub fn refresh(&mut self) -> Result<(), LogError> {
+        self.folder.check_log(&self.log)?;
         if self.log.is_ahead() {
             return self.fold_anew();
         }

@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, SessionId};
+use crate::store::log;
+use crate::store::registry::LogId;
 use crate::sys::dir::{Dir, FileId};
 use crate::sys::lock;
 
@@ -38,6 +40,9 @@ pub enum Entry {
         dev: u64,
         /// See `dev`.
         ino: u64,
+        /// Which file its log is, so that another one by that name is not taken for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<LogId>,
         /// The rule that matched.
         rule: String,
     },
@@ -74,6 +79,8 @@ pub struct OwnRun {
     pub dev: u64,
     /// See `dev`.
     pub ino: u64,
+    /// Which file its log is.
+    pub log: Option<LogId>,
     /// The rule that matched.
     pub rule: String,
     /// It owes the session nothing any more.
@@ -111,7 +118,9 @@ impl Session {
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Prompt { id } => self.prompts.push(id),
-            Entry::Run { path, dev, ino, rule } => self.runs.push(OwnRun { path, dev, ino, rule, closed: false }),
+            Entry::Run { path, dev, ino, log, rule } => {
+                self.runs.push(OwnRun { path, dev, ino, log, rule, closed: false });
+            }
             Entry::Closed { run } => {
                 for own in self.runs.iter_mut().filter(|r| r.id().as_ref() == Some(&run)) {
                     own.closed = true;
@@ -196,7 +205,8 @@ impl Locked {
     pub fn add_run(&mut self, folder: &Dir, rule: &str) -> io::Result<()> {
         let id = folder.id()?;
         let path = folder.path().to_owned();
-        self.add(Entry::Run { path, dev: id.dev, ino: id.ino, rule: rule.to_owned() })
+        let log = folder.stat(log::NAME)?.as_ref().map(LogId::of);
+        self.add(Entry::Run { path, dev: id.dev, ino: id.ino, log, rule: rule.to_owned() })
     }
 }
 
