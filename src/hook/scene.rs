@@ -128,7 +128,10 @@ pub(super) fn open_runs(state: &State, id: &SessionId, session: &Session) -> any
             Ok(None) | Err(RunError::NoRun(_)) => close(state, id, own)?,
             // Damaged, newer, unreadable, busy: nothing can be said of it now, and another hook call may. Others go on.
             Err(e) => {
-                let why = format!("run {}: {e}", own.path.display());
+                let why = match &e {
+                    RunError::Damaged { .. } => e.to_string(),
+                    e => format!("run {}: {e}", own.path.display()),
+                };
                 hooklog::note(state.path(), "run", 0, Some(&why), Some(id.as_str()));
             }
         }

@@ -19,7 +19,7 @@ use crate::model::plan::Plan;
 use crate::store::bells;
 use crate::store::home;
 use crate::store::index;
-use crate::store::log::{self, Damage, Log, LogError, Tape, Tx};
+use crate::store::log::{self, Count, Damage, Log, LogError, Tape, Tx};
 use crate::store::registry::{self, LogId};
 use crate::store::session::OwnRun;
 use crate::sys::bell::Bell;
@@ -238,12 +238,9 @@ fn ids_in(dir: io::Result<Dir>) -> io::Result<Vec<RunId>> {
     Ok(ids.filter(|id| id.as_str() != "project").collect())
 }
 
-/// Whether a folder holds a run: something was written to its log, or its log is gone.
+/// Whether a folder holds a run, be it a damaged one.
 pub fn is_begun(project: &Path, run: &RunId) -> bool {
-    RunDir::open(project, run).is_ok_and(|folder| match folder.dir.stat(log::NAME) {
-        Ok(Some(file)) if file.size > 0 => true,
-        _ => !matches!(folder.log().and_then(|log| folder.check_begun(&log, 0)), Err(RunError::NoRun(_))),
-    })
+    RunDir::open(project, run).is_ok_and(|folder| !matches!(folder.open_view(), Err(RunError::NoRun(_))))
 }
 
 impl RunDir {
@@ -404,7 +401,12 @@ impl RunDir {
     fn plan_bytes(&self) -> Result<Vec<u8>, RunError> {
         match self.dir.read_bounded(PLAN, MAX_PLAN) {
             Ok(bytes) => Ok(bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(RunError::NoRun(self.path().to_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.dir.stat(log::NAME) {
+                Ok(Some(file)) if file.size > 0 && self.log_id().is_some() => {
+                    Err(self.damaged("plan.json is missing: it was deleted or moved away"))
+                }
+                _ => Err(RunError::NoRun(self.path().to_owned())),
+            },
             Err(source) => Err(RunError::Io { path: self.path().join(PLAN), source }),
         }
     }
@@ -447,6 +449,20 @@ impl RunDir {
         Ok(log)
     }
 
+    /// As [`RunDir::log`], if it has not lost what the index knows of it.
+    fn sound_log(&self) -> Result<Log, RunError> {
+        let mut log = self.log()?;
+        self.check_index(&mut log)?;
+        Ok(log)
+    }
+
+    fn check_index(&self, log: &mut Log) -> Result<(), RunError> {
+        let Some(why) = index::contradicts(&self.dir, log) else { return Ok(()) };
+        // A gap or a line that is none says more than the length does.
+        log.read(&mut Count::default()).map_err(|e| self.told(e))?;
+        Err(self.damaged(why))
+    }
+
     /// Fails if the file by the log's name is no longer the one that `log` has open.
     pub fn check_log(&self, log: &Log) -> Result<(), LogError> {
         let named = self.dir.stat(log::NAME).map_err(|source| LogError::Io { doing: "look at", source })?;
@@ -474,7 +490,10 @@ impl RunDir {
 
     /// The log as a tape, if it is the file with which the run began.
     pub fn tape(&self) -> Result<Tape, RunError> {
-        drop(self.log()?);
+        let log = self.sound_log()?;
+        if log.is_empty().map_err(|e| self.told(e))? {
+            self.check_begun(&log, 0)?;
+        }
         Tape::open(&self.dir).map_err(|e| self.told(e))
     }
 
@@ -486,10 +505,10 @@ impl RunDir {
                 let from = log.offset();
                 (view, from)
             }
-            None => match index::contradicts(&self.dir, &log) {
-                Some(why) => return Err(self.damaged(why)),
-                None => (View::new(&self.plan()?.0), 0),
-            },
+            None => {
+                self.check_index(&mut log)?;
+                (View::new(&self.plan()?.0), 0)
+            }
         };
         log.read(&mut view).map_err(|e| self.told(e))?;
         self.check_begun(&log, view.schema)?;
@@ -501,10 +520,7 @@ impl RunDir {
 
     /// Opens the run with its whole state.
     pub fn open_run(&self) -> Result<Run, RunError> {
-        let mut log = self.log()?;
-        if let Some(why) = index::contradicts(&self.dir, &log) {
-            return Err(self.damaged(why));
-        }
+        let mut log = self.sound_log()?;
         let (plan, sha256) = self.plan()?;
         let mut state = State::new(&plan);
         log.read(&mut state).map_err(|e| self.told(e))?;
