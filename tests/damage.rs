@@ -272,11 +272,29 @@ mod tests {
             assert!(said.contains("is damaged: ") && said.contains(says), "{name}, {args:?}: {said}");
             assert!(said.contains(&format!("cpw doctor {}", begun.id())), "{name}, {args:?}: {said}");
         }
+        let out = begun.cpw(&["doctor", begun.id()]);
+        let said = text(&out);
+        assert_eq!(out.status.code(), Some(1), "{name}: {said}");
+        assert!(
+            said.contains("events.jsonl") && (said.contains(says) || said.contains(exactly(says))),
+            "{name}: {said}"
+        );
+        let again = format!("cpw run {}", begun.run.join("plan.json").display());
+        assert!(said.contains(&again) && said.contains("out/api.1/result.txt"), "{name}: {said}");
         assert_eq!(begun.evidence(), before, "{name}: something was changed");
         let after: Vec<OsString> = begun.world.processes().into_iter().map(|(_, line)| line.into()).collect();
         assert_eq!(after, tasks, "{name}: something was started");
         assert_eq!((begun.ran("api"), begun.ran("db")), (1, 1), "{name}");
         begun.let_end("db");
+    }
+
+    /// `cpw doctor` tells the place of a bad line.
+    fn exactly(says: &str) -> &'static str {
+        match says {
+            "seq 3 is missing" => "line 3, byte",
+            "line" => "the line begins: ",
+            _ => "nothing else is said",
+        }
     }
 
     #[test]
@@ -285,7 +303,9 @@ mod tests {
             std::thread::scope(|scope| {
                 let all: Vec<_> =
                     chunk.iter().map(|(name, harm, says)| scope.spawn(|| check(name, *harm, says))).collect();
-                all.into_iter().for_each(|one| one.join().expect("as it should be"));
+                for one in all {
+                    one.join().expect("as it should be");
+                }
             });
         }
     }
@@ -314,6 +334,45 @@ mod tests {
         let shown = shown(&begun);
         assert_eq!((shown.len(), &shown[0]["state"]), (1, &json!("ok")), "{shown:?}");
         assert!(begun.cpw(&["result", "api"]).status.success());
+    }
+
+    #[test]
+    fn a_doctor_explains_a_run_and_changes_nothing() {
+        let begun = Begun::deserted();
+        let asked = |what: &str, code: i32| {
+            let before = begun.evidence();
+            // The random part of the id is enough.
+            let short = &begun.id()[begun.id().len() - 20..][..8];
+            let out = begun.cpw(&["doctor", short]);
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            assert_eq!(out.status.code(), Some(code), "{what}: {said}");
+            assert_eq!(begun.evidence(), before, "{what}: something was changed");
+            said
+        };
+        let said = asked("as it is", 0);
+        for part in ["schema 1", "is the one that the log names", "the same as the whole log", "dead", "none is held"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let (index, log) = (begun.run.join("state.idx"), begun.log_path());
+        let (fresh, whole) = (fs::read(&index).expect("an index"), begun.log());
+        let repaired = json!({"t": "log_repaired", "seq": lines(whole.as_bytes()).len() + 1, "payload": {"bytes": 1, "sha256": "x"}});
+        rewrite(&begun, |l| [&l[..], repaired.to_string().as_bytes(), b"\n{\"t\":\"do"].concat());
+        let said = asked("torn, and the index stale", 0);
+        assert!(said.contains("8 bytes of a line that is not whole") && said.contains("next writer cuts"), "{said}");
+        assert!(said.contains("bytes behind; with the events behind it the same as the whole log"), "{said}");
+        fs::write(&index, &fresh[..fresh.len() - 9]).expect("a broken index");
+        assert!(asked("a broken index", 0).contains("it is ignored and rewritten"));
+        fs::remove_file(&index).expect("it goes");
+        fs::write(begun.run.join(".tmp.1.0"), "x").expect("a left file");
+        let said = asked("no index", 0);
+        assert!(said.contains("absent: hooks read the log") && said.contains(".tmp.1.0"), "{said}");
+        rewrite(&begun, |_| [whole.as_bytes(), b"\x1b[2J\x07<<<<<<< HEAD\n"].concat());
+        let said = asked("a line that would move the cursor", 1);
+        let place = format!("line {}, byte {}: ", lines(whole.as_bytes()).len() + 1, whole.len());
+        assert!(said.contains(&format!("{}, {place}", log.display())), "{said}");
+        assert!(said.contains("\\x1b[2J\\x07<<<<<<< HEAD\\n") && !said.contains('\x1b'), "{said}");
+        assert!(said.contains("out/api.1/result.txt (") && said.contains("bytes): complete"), "{said}");
+        begun.let_end("db");
     }
 
     /// A worker that lives when its log goes ends its task and leaves, and nobody takes its place.

@@ -8,7 +8,7 @@ use crate::base::env;
 use crate::base::exit::Exit;
 use crate::base::hex;
 use crate::base::text::one_line;
-use crate::cmd::find;
+use crate::cmd::{checkup, find};
 use crate::model::{config, json, settings};
 use crate::store::file;
 use crate::store::home;
@@ -34,12 +34,17 @@ const ELSEWHERE: &str = "name a folder on a local file system as \"runs_dir\" in
 /// Runs that are looked at, newest first.
 const MAX_RUNS: usize = 200;
 
-/// Look for what keeps cpw from working here
+/// Look for what keeps cpw from working here, or explain one run
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  \
-    cpw doctor   in a project's folder\n\n\
+#[command(after_help = "Examples:\n  \
+    cpw doctor               in a project's folder\n  \
+    cpw doctor 20261121-10   one run: its log, its workers, what is wrong with it and what can be done\n\n\
+    Nothing is changed.\n\
     Exit code: 0 nothing is broken (warnings may be shown) · 1 something is")]
-pub struct Args {}
+pub struct Args {
+    /// The run: its id or a unique beginning of it
+    run: Option<String>,
+}
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,20 +73,26 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(name: &'static str, finding: Finding, text: impl Into<String>) -> Check {
+    /// A check without a remedy.
+    pub fn new(name: &'static str, finding: Finding, text: impl Into<String>) -> Check {
         Check { name, finding, text: text.into(), remedy: None }
     }
 
-    fn remedy(mut self, remedy: impl Into<String>) -> Check {
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Check {
         self.remedy = Some(remedy.into());
         self
     }
 }
 
 /// Runs the command.
-pub fn run(_args: &Args) -> anyhow::Result<Exit> {
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let project = find::project()?;
-    let checks = checks(&project);
+    let checks = match &args.run {
+        None => checks(&project),
+        Some(given) => checkup::of(&find::run(&project, Some(given))?),
+    };
     let paint = Paint::for_stdout();
     let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
     for check in &checks {
@@ -91,7 +102,8 @@ pub fn run(_args: &Args) -> anyhow::Result<Exit> {
             Finding::Warn => paint.warn("!"),
             Finding::Error => paint.bad("✗"),
         };
-        print::out(format_args!("{sign} {:<width$}  {}", check.name, check.text));
+        let text = check.text.replace('\n', &format!("\n  {:<width$}  ", ""));
+        print::out(format_args!("{sign} {:<width$}  {text}", check.name));
         if let Some(remedy) = &check.remedy {
             print::out(format_args!("  {:<width$}  {}", "", paint.bold(format_args!("→ {remedy}"))));
         }

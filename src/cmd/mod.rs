@@ -4,6 +4,7 @@
 
 pub mod allow;
 pub mod cancel;
+pub mod checkup;
 pub mod deny;
 pub mod doctor;
 pub mod events;

@@ -10,6 +10,7 @@ pub mod log;
 pub mod project;
 pub mod registry;
 pub mod run;
+pub mod scan;
 pub mod session;
 pub mod switch;
 pub mod trust;

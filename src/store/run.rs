@@ -500,16 +500,13 @@ impl RunDir {
     /// Opens the run for a hook: the view from the index and the events behind it.
     pub fn open_view(&self) -> Result<Hooked, RunError> {
         let mut log = self.log()?;
-        let (mut view, from) = match index::load(&self.dir, &mut log) {
-            Some(view) => {
-                let from = log.offset();
-                (view, from)
-            }
-            None => {
-                self.check_index(&mut log)?;
-                (View::new(&self.plan()?.0), 0)
-            }
+        let mut view = if let Some(view) = index::load(&self.dir, &mut log) {
+            view
+        } else {
+            self.check_index(&mut log)?;
+            View::new(&self.plan()?.0)
         };
+        let from = log.offset();
         log.read(&mut view).map_err(|e| self.told(e))?;
         self.check_begun(&log, view.schema)?;
         if log.offset() - from > STALE_TAIL {

@@ -237,6 +237,28 @@ pub fn flock_works(dir: &Dir) -> io::Result<bool> {
     }
 }
 
+/// The processes that have taken a lock of this file, as the kernel lists them; those that inherited it are not named.
+pub fn lock_holders(file: &FileId) -> Vec<i32> {
+    let list = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    lock_holders_in(&list, file)
+}
+
+/// `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`, see proc(5). Device numbers there are those of the file system, which
+/// are not always the file's; the inode is, and a lock of another file with that number is only one process too many.
+fn lock_holders_in(list: &str, file: &FileId) -> Vec<i32> {
+    let mut holders: Vec<i32> = list
+        .lines()
+        .filter(|line| !line.contains("->"))
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(4);
+            let (pid, place) = (words.next()?.parse().ok()?, words.next()?);
+            (place.rsplit(':').next()? == file.ino.to_string()).then_some(pid)
+        })
+        .collect();
+    holders.dedup();
+    holders
+}
+
 /// Whether a lock failed because the file system has none: it says so itself.
 pub fn is_unsupported(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
@@ -331,6 +353,20 @@ mod tests {
             let mount = Mount { kind: kind.into(), source: source.into() };
             assert_eq!(mount.is_remote(), remote, "{kind} {source}");
         }
+    }
+
+    #[test]
+    fn who_holds_a_lock_is_told() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(temp.path()).unwrap();
+        let file = dir.open_rw("lock").unwrap();
+        let id = FileId::of(&file).unwrap();
+        assert_eq!(lock_holders(&id), Vec::<i32>::new());
+        assert!(lock::try_exclusive(&file).unwrap());
+        assert_eq!(lock_holders(&id), [i32::try_from(std::process::id()).unwrap()]);
+        let list = "1: FLOCK  ADVISORY  WRITE 12 08:01:77 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 13 08:01:77 0 EOF\n\
+            2: POSIX  ADVISORY  READ 14 08:01:770 0 EOF\nodd\n";
+        assert_eq!(lock_holders_in(list, &FileId { ino: 77, ..id }), [12]);
     }
 
     #[test]
