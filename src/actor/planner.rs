@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::base::hex;
-use crate::base::ids::{RunId, SessionId};
+use crate::base::ids::SessionId;
 use crate::logic::conductor;
 use crate::model::check::{Defaults, Machine};
 use crate::model::config::{self, Config, ForEach, Rule};
@@ -87,6 +87,16 @@ pub fn user_defaults() -> anyhow::Result<Result<config::UserConfig, Vec<Problem>
         Some(bytes) => config::user_config(&bytes),
         None => Ok(config::UserConfig::default()),
     })
+}
+
+/// Where a project's new runs belong: as its approved config says, else the user's own, else the default place.
+pub fn runs_folder(project: &Path, state: Option<&State>) -> anyhow::Result<PathBuf> {
+    let runs_dir = match rules(project, state)? {
+        Rules::Ready(config) => config.runs_dir,
+        // What nobody approved has no say; what is broken in the user's own says nothing either.
+        Rules::None | Rules::Unapproved { .. } | Rules::Broken(_) => user_defaults()?.unwrap_or_default().runs_dir,
+    };
+    Ok(run::runs_path_by(project, runs_dir.as_deref()))
 }
 
 /// Why a rule does not match a prompt.
@@ -238,14 +248,11 @@ fn ask(
         _ => Vec::new(),
     };
     let run = run::new_id();
-    let prompt_file = prompt_file(asked.project, &run);
+    let folder = run::runs_path_by(asked.project, config.runs_dir.as_deref()).join(run.as_str());
+    let prompt_file = folder.join(run::PROMPT).to_string_lossy().into_owned();
     let found = Match { rule, prompt: asked.prompt, prompt_file: &prompt_file, files: named, globbed, groups };
     let defaults = Defaults { settings: &config.settings, machine: machine() };
     expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)
-}
-
-fn prompt_file(project: &Path, run: &RunId) -> String {
-    run::runs_path(project).join(run.as_str()).join(run::PROMPT).to_string_lossy().into_owned()
 }
 
 /// Which of the names in a prompt are files: below the project as relative paths, others as absolute ones.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::actor::crew;
+use crate::actor::{crew, planner};
 use crate::base::env;
 use crate::base::exit::Exit;
 use crate::base::hex;
@@ -239,7 +239,9 @@ fn hooks(project: &Path) -> Check {
 
 fn file_system(project: &Path) -> Vec<Check> {
     const NAME: &str = "file system";
-    let path = [run::runs_path(project), project.join(run::RUNS[0]), project.to_owned()];
+    let state = home::State::existing().ok().flatten();
+    let runs = planner::runs_folder(project, state.as_ref()).unwrap_or_else(|_| run::runs_path(project));
+    let path: Vec<&Path> = runs.ancestors().collect();
     let Some(Ok(dir)) = path.iter().find(|p| p.is_dir()).map(Dir::open) else {
         return vec![Check::new(NAME, Finding::Error, format!("cannot open {}", project.display()))];
     };

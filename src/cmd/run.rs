@@ -65,9 +65,10 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     // Before the first worker exists: a Ctrl-C from here on cancels what was started.
     let termination = if args.detach { None } else { Some(signals::catch_termination()?) };
+    let folder = planner::runs_folder(&project, State::existing()?.as_ref())?;
     let mut runs = Vec::with_capacity(plans.len());
     for plan in &plans {
-        runs.push(start(&project, plan, prompt.as_deref())?);
+        runs.push(start(&project, &folder, plan, prompt.as_deref())?);
     }
     let Some(termination) = termination else {
         for run in &runs {
@@ -90,9 +91,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn start(project: &Path, plan: &Plan, prompt: Option<&str>) -> anyhow::Result<Run> {
+fn start(project: &Path, runs: &Path, plan: &Plan, prompt: Option<&str>) -> anyhow::Result<Run> {
     let origin = Origin { prompt_id: None, prompt };
-    let folder = RunDir::create(project, plan, &origin).context("cannot make the run's folder")?;
+    let folder = RunDir::create_in(project, runs, plan, &origin).context("cannot make the run's folder")?;
     let mut run = folder.start(&State::open()?, plan, &origin).context("cannot start the run")?;
     crew::hire(&mut run).context("cannot start a worker; `cpw status` tries again")?;
     Ok(run)

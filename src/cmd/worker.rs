@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::actor::crew;
 use crate::actor::worker::Worker;
+use crate::actor::{crew, planner};
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::WorkerNo;
 use crate::cmd::find;
@@ -105,8 +105,10 @@ fn single(project: &std::path::Path, plan: &Plan, task: &str) -> anyhow::Result<
     only.tasks[0].needs.clear();
     only.merge.clear();
     let origin = Origin::default();
-    let folder = RunDir::create(project, &only, &origin)?;
-    Ok((folder.start(&State::open()?, &only, &origin)?, 0))
+    let state = State::open()?;
+    let runs = planner::runs_folder(project, Some(&state))?;
+    let folder = RunDir::create_in(project, &runs, &only, &origin)?;
+    Ok((folder.start(&state, &only, &origin)?, 0))
 }
 
 fn check(run: &Run, index: usize, force: bool) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 //! per prompt, however often the hook is called; never for a prompt that nobody typed; never below a worker. It starts one
 //! worker, which starts the others, and returns at once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -21,7 +21,7 @@ use crate::model::plan::Plan;
 use crate::model::words::{self, Origin};
 use crate::store::bells;
 use crate::store::home::State;
-use crate::store::run::{self, HOOK_LOCK, Origin as Started, RunDir};
+use crate::store::run::{self, HOOK_LOCK, Origin as Started, RunDir, RunError};
 use crate::store::session::{self, Entry, Locked};
 use crate::store::switch;
 use crate::store::trust::Trust;
@@ -74,8 +74,12 @@ pub(super) fn run() -> anyhow::Result<Held> {
             if let Ok(considered) = planner::consider(&config, asked) {
                 let plans = plans_of(considered);
                 if !plans.is_empty() {
-                    let max_runs = config.settings.max_runs();
-                    (started, lines) = start(&State::open()?, &id, &payload, &project, &prompt, plans, max_runs)?;
+                    let place = Place {
+                        project: &project,
+                        runs: run::runs_path_by(&project, config.runs_dir.as_deref()),
+                        max_runs: config.settings.max_runs(),
+                    };
+                    (started, lines) = start(&State::open()?, &id, &payload, &place, &prompt, plans)?;
                 }
             }
         }
@@ -147,15 +151,21 @@ fn first_time(state: &State, id: &SessionId, what: &str) -> anyhow::Result<bool>
     Ok(true)
 }
 
+/// Where runs are made, and how many.
+struct Place<'a> {
+    project: &'a Path,
+    runs: PathBuf,
+    max_runs: u32,
+}
+
 /// Starts the plans, each at most once per prompt. Returns what the model and what the user is told.
 fn start(
     state: &State,
     id: &SessionId,
     payload: &Payload,
-    project: &Path,
+    place: &Place<'_>,
     prompt: &str,
     plans: Vec<Plan>,
-    max_runs: u32,
 ) -> anyhow::Result<(Vec<String>, Vec<String>)> {
     let (mut told, mut lines) = (Vec::new(), Vec::new());
     let mut locked = Locked::open(state.path(), id, HOOK_LOCK)?.context("the session's record is locked")?;
@@ -165,7 +175,7 @@ fn start(
         }
         locked.add(Entry::Prompt { id: prompt_id.clone() })?;
     }
-    let mut active = active_runs(project);
+    let mut active = active_runs(place.project);
     for plan in plans {
         let rule = plan.rule.clone().unwrap_or_default();
         let shown_rule = text::one_line(&rule, 64);
@@ -173,18 +183,29 @@ fn start(
             lines.push(format!("cpw: rule {shown_rule} is still running (run {same}); nothing new was started"));
             continue;
         }
-        if active >= max_runs {
+        if active >= place.max_runs {
             lines.push(format!(
                 "cpw: {active} runs are active here, the limit of max_runs; {shown_rule} was not started"
             ));
             continue;
         }
-        active += 1;
         let origin = Started { prompt_id: payload.prompt_id.as_deref(), prompt: Some(prompt) };
-        let folder = RunDir::create(project, &plan, &origin)?;
-        // Named in the session's record before it is a run: a hook that dies in between leaves a folder that is not one.
-        locked.add_run(&folder.dir, &rule)?;
-        let mut run = folder.start(state, &plan, &origin)?;
+        let made = RunDir::create_in(place.project, &place.runs, &plan, &origin).and_then(|folder| {
+            // Named in the session's record before it is a run: a hook that dies in between leaves a folder that is not one.
+            let named = locked.add_run(&folder.dir, &rule);
+            named.map_err(|source| RunError::Io { path: folder.path().to_owned(), source })?;
+            let run = folder.start(state, &plan, &origin)?;
+            Ok((folder, run))
+        });
+        let (folder, mut run) = match made {
+            Ok(made) => made,
+            Err(e @ RunError::FileSystem { .. }) => {
+                lines.push(format!("cpw: {shown_rule} was not started: {}", text::one_line(&e.to_string(), 600)));
+                continue;
+            }
+            Err(e) => return Err(e.into()),
+        };
+        active += 1;
         if let Err(e) = crew::hire(&mut run) {
             // It is a run now, and the next hook or command starts its workers.
             return Err(anyhow::Error::from(e).context(format!("run {} has no worker yet", plan.run)));

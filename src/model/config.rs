@@ -18,11 +18,11 @@ use crate::model::plan::{Conductor, Durability, Gate, Limits, OnClaimed, WorkerT
 pub const VERSION: u32 = 1;
 
 /// Keys of a config.
-pub const KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "orphans", "rules"];
+pub const KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "runs_dir", "orphans", "rules"];
 /// Keys of a config that belong to the format, but not to this version.
-pub const LATER: &[&str] = &["runs_dir", "resources"];
+pub const LATER: &[&str] = &["resources"];
 /// Keys of the user-wide config.
-pub const USER_KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability"];
+pub const USER_KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "runs_dir"];
 /// Keys of `limits`.
 pub const LIMIT_KEYS: &[&str] =
     &["max_workers", "max_runs", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
@@ -40,6 +40,9 @@ pub const WHEN_LATER: &[&str] = &["tool", "match", "debounce"];
 pub const FILES_KEYS: &[&str] = &["min", "glob"];
 /// Keys of `for_each`, of which one is given.
 pub const FOR_EACH_KEYS: &[&str] = &["glob", "list", "group"];
+
+/// Where a project's runs are by default, below its root.
+pub const DEFAULT_RUNS: &str = ".claude/runs";
 
 /// The longest that a tool call may be held: the client ends a hook after 600 s by default.
 pub const MAX_WAIT: Span = Span::from_secs(590);
@@ -175,10 +178,12 @@ pub fn default_workers(cores: usize, mem_mib: u64, claude_tasks: bool) -> u32 {
 }
 
 /// The user-wide config: settings without rules.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct UserConfig {
     /// What it says.
     pub settings: Settings,
+    /// Where runs are instead of `.claude/runs`.
+    pub runs_dir: Option<String>,
 }
 
 /// A project's config.
@@ -186,6 +191,8 @@ pub struct UserConfig {
 pub struct Config {
     /// Limits and how the session is treated.
     pub settings: Settings,
+    /// Where its runs are instead of `.claude/runs`: below the project, or an absolute path.
+    pub runs_dir: Option<String>,
     /// In the order of the file.
     pub rules: Vec<Rule>,
 }
@@ -195,6 +202,7 @@ impl Config {
     #[must_use]
     pub fn with_user_defaults(mut self, user: &UserConfig) -> Config {
         self.settings = self.settings.over(&user.settings);
+        self.runs_dir = self.runs_dir.or_else(|| user.runs_dir.clone());
         self
     }
 }
@@ -324,6 +332,7 @@ fn config(bytes: &[u8], depth: Depth) -> Result<Config, Vec<Problem>> {
         if n.keys(&mut r, KEYS, LATER) {
             header(&n, &mut r);
             out.settings = settings(&n, &mut r, LIMIT_KEYS, CONDUCTOR_KEYS);
+            out.runs_dir = n.field("runs_dir", &mut r, runs_dir);
             n.field("orphans", &mut r, |n, r| {
                 if n.value().as_str() == Some("cancel") {
                     n.wrong_hint(
@@ -354,9 +363,42 @@ pub fn user_config(bytes: &[u8]) -> Result<UserConfig, Vec<Problem>> {
         if n.keys(&mut r, &known, LATER) {
             header(&n, &mut r);
             out.settings = settings(&n, &mut r, LIMIT_KEYS, CONDUCTOR_KEYS);
+            out.runs_dir = n.field("runs_dir", &mut r, runs_dir);
         }
     }
     r.finish(out)
+}
+
+/// A folder below the project, or an absolute path. What a run's folder is called tells its project only in the default
+/// place, so that no other place may look like that one.
+fn runs_dir(n: &Node<'_>, r: &mut Report) -> Option<String> {
+    let given = n.text(r)?;
+    let path = given.strip_prefix("./").unwrap_or(given).trim_end_matches('/');
+    let mut parts = path.strip_prefix('/').unwrap_or(path).split('/');
+    if given.starts_with('~') {
+        n.wrong_hint(
+            r,
+            format!("\"{}\" begins with ~, which no shell replaces here", excerpt(given)),
+            "write the whole path",
+        );
+    } else if parts.any(|part| matches!(part, "" | "." | "..")) || given.contains('\0') {
+        n.wrong_hint(r, format!("\"{}\" is not a plain path", excerpt(given)), "no '..', no '.', no empty part");
+    } else if !path.starts_with('/') && matches!(path, ".claude" | ".git") {
+        n.wrong_hint(
+            r,
+            format!("\"{path}\" has other things in it"),
+            "a folder of its own, such as \"build/cpw-runs\"",
+        );
+    } else if path != DEFAULT_RUNS && !path.starts_with('/') && path.ends_with(&format!("/{DEFAULT_RUNS}")) {
+        n.wrong_hint(
+            r,
+            format!("\"{}\" ends like the default place of another project", excerpt(given)),
+            "another name",
+        );
+    } else {
+        return Some(path.to_owned()).filter(|p| p != DEFAULT_RUNS);
+    }
+    None
 }
 
 /// Checks `version` and `$schema`.
@@ -603,7 +645,18 @@ mod tests {
             (json!({"version": 1, "rules": {}}), vec!["$.rules".into()]),
             (json!({"version": 1, "rules": [1, "x"]}), vec!["$.rules[0]".into(), "$.rules[1]".into()]),
             (json!({"version": 1, "$schema": 1}), vec!["$.$schema".into()]),
-            (json!({"version": 1, "runs_dir": "x"}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": "build/runs/"}), vec![]),
+            (json!({"version": 1, "runs_dir": "/var/tmp/runs"}), vec![]),
+            (json!({"version": 1, "runs_dir": ".claude/runs"}), vec![]),
+            (json!({"version": 1, "runs_dir": ""}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": 1}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": "~/runs"}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": "../runs"}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": "a//b"}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": "/"}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": "./"}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": ".claude"}), vec!["$.runs_dir".into()]),
+            (json!({"version": 1, "runs_dir": "sub/.claude/runs"}), vec!["$.runs_dir".into()]),
             (json!({"version": 1, "resources": {}}), vec!["$.resources".into()]),
             (json!({"version": 1, "orphans": "cancel"}), vec!["$.orphans".into()]),
             (json!({"version": 1, "orphans": "finish", "durability": "power"}), vec![]),

@@ -25,6 +25,13 @@ pub fn config_schema() -> Value {
                     "What the log survives: the death of any process, or the loss of power too.",
                 ),
             ),
+            (
+                "runs_dir",
+                text(
+                    "Where the runs are instead of .claude/runs: a folder below the project, or an absolute path, below \
+                     which each project gets a folder of its own.",
+                ),
+            ),
             ("orphans", words(&["finish"], "What workers do when the client is gone: they finish.")),
             (
                 "rules",

@@ -198,9 +198,9 @@ mod tests {
         let said = run.folder.open_view().unwrap_err().to_string();
         assert!(said.contains("it was cut"), "{said}");
         assert_eq!(run.folder.open_run().unwrap_err().to_string(), said);
-        let mut other = short.clone();
-        other.resize(grown.len(), b'\n');
-        std::fs::write(run.folder.path().join("events.jsonl"), &other).unwrap();
+        let at = grown.windows(4).rposition(|part| part == b"fine").unwrap();
+        let changed = [&grown[..at], b"dire", &grown[at + 4..]].concat();
+        std::fs::write(run.folder.path().join("events.jsonl"), &changed).unwrap();
         let said = run.folder.open_view().unwrap_err().to_string();
         assert!(said.contains("it was rewritten"), "{said}");
     }
