@@ -78,7 +78,7 @@ pub fn enlist(folder: &RunDir, last: u32) -> io::Result<(WorkerNo, File)> {
 }
 
 /// Whether a worker may be started: from a damaged log nothing is, nor from one that this cpw does not know how to write.
-fn check_log(folder: &RunDir, log: &Log, view: &View) -> Result<(), LogError> {
+pub fn check_log(folder: &RunDir, log: &Log, view: &View) -> Result<(), LogError> {
     if view.schema > SCHEMA {
         return Err(LogError::Newer(view.schema));
     }

@@ -78,6 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         }
     };
     check(&run, index, args.force)?;
+    may_work(&run)?;
     let (me, live) = crew::enlist(&run.folder, run.state.view.last_worker)?;
     let id = run.plan.tasks[index].id.clone();
     print::err(format_args!("cpw: run {} · task {id} · {me}", run.plan.run));
@@ -111,6 +112,12 @@ fn single(project: &std::path::Path, plan: &Plan, task: &str) -> anyhow::Result<
     Ok((folder.start(&state, &only, &origin)?, 0))
 }
 
+/// Before anything is made: a damaged log, or one of a newer cpw, gets no worker.
+fn may_work(run: &Run) -> anyhow::Result<()> {
+    let state = &run.state;
+    Ok(crew::check_log(&run.folder, &run.log, &state.view).map_err(|e| run.folder.told(e))?)
+}
+
 fn check(run: &Run, index: usize, force: bool) -> anyhow::Result<()> {
     let id = &run.plan.tasks[index].id;
     let task = &run.state.tasks[index];
@@ -133,6 +140,7 @@ fn help_with(run: Run) -> anyhow::Result<Exit> {
         print::err(format_args!("cpw: run {} has ended", run.plan.run));
         return Ok(Exit::Ok);
     }
+    may_work(&run)?;
     let (me, live) = crew::enlist(&run.folder, run.state.view.last_worker)?;
     print::err(format_args!("cpw: working on run {} as {me}", run.plan.run));
     let termination = signals::catch_termination()?;
