@@ -596,7 +596,7 @@ mod tests {
         std::io::stdin().read_to_end(&mut Vec::new()).expect("the start");
         for k in 0..count {
             let body = || Body::WorkerExited(Reason { reason: words(i, k) });
-            log.transact(&dir, &mut fold, LIMIT, false, |tx| tx.emit(Draft::worker(WorkerNo(1), body())))
+            log.transact(&mut fold, LIMIT, false, |tx| tx.emit(Draft::worker(WorkerNo(1), body())))
                 .unwrap_or_else(|e| panic!("{e}"));
             // One write: what is torn here was not told.
             std::io::stdout().write_all(format!("\ntold {k}\n").as_bytes()).expect("somebody listens");

@@ -70,7 +70,7 @@ pub struct Slot<'a> {
 }
 
 /// What a transaction asks the worker to do once the lock is free.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 pub struct Todo {
     /// The attempt to begin: it is in the log, its process does not exist yet.
     pub begin: Option<AttemptId>,
