@@ -70,7 +70,7 @@ const LIMITED: &str = r#"trap '' XFSZ; exec prlimit --fsize="$0" -- "$@""#;
 /// Kills a program that is about to cut off what it could write only in part.
 const DIES: &str = "inject=ftruncate:signal=KILL:when=1";
 
-/// Set in the process that has a disk of its own.
+/// Set in the process that has a disk of its own: the folder for it.
 const INSIDE: &str = "CPW_FAULTS_INSIDE";
 
 /// Points that one scratch project is used for.
@@ -479,8 +479,8 @@ fn fill(scratch: &Scratch, pages: u64) -> PathBuf {
 #[test]
 fn torn_by_a_full_disk() {
     let name = "torn_by_a_full_disk";
-    if std::env::var_os(INSIDE).is_some() {
-        full_disk();
+    if let Some(outer) = std::env::var_os(INSIDE) {
+        full_disk(Path::new(&outer));
         return;
     }
     let _turn = turn();
@@ -491,7 +491,10 @@ fn torn_by_a_full_disk() {
         return;
     }
     let mut inner = Command::new("unshare");
-    inner.arg(user).arg(std::env::current_exe().unwrap()).args([name, "--exact", "--nocapture"]).env(INSIDE, "1");
+    inner.arg(user).arg(std::env::current_exe().unwrap()).args([name, "--exact", "--nocapture"]);
+    // Removed out here: what is mounted in there cannot be.
+    let folder = tempfile::Builder::new().prefix("cpw-faults-").tempdir().unwrap();
+    inner.env(INSIDE, folder.path());
     let out = inner.output().unwrap();
     println!("{}", String::from_utf8_lossy(&out.stdout));
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -504,9 +507,9 @@ fn mount(options: &str, target: &Path) {
 }
 
 /// On a small disk that nobody else sees, filled up to a few pages.
-fn full_disk() {
+fn full_disk(outer: &Path) {
     let begun = Instant::now();
-    let folder = tempfile::Builder::new().prefix("cpw-faults-").tempdir().unwrap();
+    let folder = tempfile::Builder::new().prefix("disks-").tempdir_in(outer).unwrap();
     let tally = Mutex::new(Tally::default());
     let place = |number: usize| {
         let root = folder.path().join(format!("disk{number}"));
