@@ -75,7 +75,7 @@ fn wait_and_tell(run: &Path, concern: &str) {
     loop {
         match &bell {
             Some(bell) => {
-                bell::wait(&[bell], &[], Duration::from_secs(60)).expect("waiting");
+                bell::wait(&[bell], &[], Duration::from_mins(1)).expect("waiting");
                 bell.drain();
             }
             None => std::thread::sleep(LOOK),

@@ -164,7 +164,7 @@ fn nobody_wakes_for_progress_and_one_of_the_idle_for_a_task() {
         .collect();
     let pids: Vec<i32> = names.iter().map(|name| run.worker(name)).chain([waiter.pid()]).collect();
     let before: Vec<u64> = pids.iter().map(|&pid| asleep(pid)).collect();
-    let followed = asleep(follower.pid());
+    let before_progress = asleep(follower.pid());
 
     let folder = RunDir::open_path(&run.path()).unwrap();
     let mut hooked = folder.open_view().unwrap();
@@ -174,7 +174,8 @@ fn nobody_wakes_for_progress_and_one_of_the_idle_for_a_task() {
         let draft = Draft::attempt(Some(worker), &TaskId::new("a").unwrap(), 1, progress);
         hooked.transact(&folder, |tx| tx.emit(draft)).unwrap();
     }
-    wait_for(PATIENCE, || (waits(follower.pid()) > followed).then_some(())).expect("who follows everything is rung");
+    wait_for(PATIENCE, || (waits(follower.pid()) > before_progress).then_some(()))
+        .expect("who follows everything is rung");
     asleep(follower.pid());
     let after: Vec<u64> = pids.iter().map(|&pid| waits(pid)).collect();
     assert_eq!(after, before, "progress has woken one of {names:?} or `cpw wait`");
