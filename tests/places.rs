@@ -53,8 +53,15 @@ mod tests {
         String::from_utf8_lossy(&[&out.stdout[..], &out.stderr[..]].concat()).into_owned()
     }
 
+    /// A run that nobody works on would be followed for ever.
+    fn bounded(world: &World, args: &[&str]) -> Command {
+        let mut command = world.command("/usr/bin/env");
+        command.args(["timeout", "60"]).arg(program()).args(args);
+        command
+    }
+
     fn cpw(world: &World, args: &[&str]) -> Output {
-        world.cpw(args).output().expect("cpw runs")
+        bounded(world, args).output().expect("cpw runs")
     }
 
     /// Calls a hook by this command.
@@ -144,7 +151,7 @@ mod tests {
         for name in ["one", "two/one"] {
             let project = world.project().join(name);
             fs::write(project.join("plan.json"), PLAN).expect("a plan");
-            let there = |args: &[&str]| world.cpw(args).current_dir(&project).output().expect("cpw runs");
+            let there = |args: &[&str]| bounded(&world, args).current_dir(&project).output().expect("cpw runs");
             let out = there(&["run", "plan.json"]);
             assert!(out.status.success(), "{}", text(&out));
             let all: Value = serde_json::from_slice(&there(&["status", "--json"]).stdout).expect("JSON");
