@@ -102,7 +102,7 @@ pub(super) fn answer(
         match brief.result.as_ref().filter(|_| on_claimed == OnClaimed::Redirect && tool == "Read") {
             Some(result) => {
                 decision.answer = event::Answer::Rewrite;
-                redirect(scene, i, field, result, &task)
+                redirect(scene, i, field, result, &task)?
             }
             None => Answer::default().context(&conductor::claim_note(&task, &brief, &shown)),
         }
@@ -141,9 +141,9 @@ fn complete(brief: &mut Brief, run: &Open, task: &TaskId) {
 }
 
 /// A Read of the finished result instead of the file: all of it, since `offset` and `limit` were meant for the file.
-fn redirect(scene: &Scene, i: usize, field: &str, result: &str, task: &TaskId) -> Answer {
+fn redirect(scene: &Scene, i: usize, field: &str, result: &str, task: &TaskId) -> anyhow::Result<Answer> {
     let run = &scene.runs[i];
-    let mut input = scene.payload.tool_input.fields();
+    let mut input = scene.payload.tool_input.fields()?;
     let path = run.folder.path().join(result);
     input.insert(field.to_owned(), path.to_string_lossy().into_owned().into());
     input.shift_remove("offset");
@@ -151,5 +151,5 @@ fn redirect(scene: &Scene, i: usize, field: &str, result: &str, task: &TaskId) -
     let note = format!(
         "This is the result of task {task}, which worked on the file; the whole of it, without offset and limit."
     );
-    Answer::default().rewrite(input).context(&note)
+    Ok(Answer::default().rewrite(input).context(&note))
 }

@@ -1,55 +1,44 @@
 //! What Claude Code says on stdin: one JSON object. Read with a bound in size and time, because its end may never come;
 //! every field is optional and unknown ones are ignored, because the client changes.
 
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io;
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::model::scan::Cutter;
 use crate::sys::clock;
 use crate::sys::poll;
 
 /// The largest payload that is read, in bytes. A larger one is nothing that cpw could answer.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// Room for a read, in bytes; more than the buffer of `Stdin`, which is then passed by.
-const CHUNK: usize = 64 * 1024;
+/// Room for the first read, in bytes: most payloads fit.
+const SMALL: usize = 3 * 1024;
 
 /// How long the payload may take to arrive.
 const PATIENCE_MS: u64 = 900;
 
 /// A hook's payload.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default)]
 pub(super) struct Payload {
     /// The session.
-    #[serde(deserialize_with = "text")]
     pub session_id: Option<String>,
     /// The session's current directory.
-    #[serde(deserialize_with = "text")]
     pub cwd: Option<String>,
     /// The event, to be repeated in the answer.
-    #[serde(deserialize_with = "text")]
     pub hook_event_name: Option<String>,
     /// The client's id of the prompt.
-    #[serde(deserialize_with = "text")]
     pub prompt_id: Option<String>,
     /// The prompt.
-    #[serde(deserialize_with = "text")]
     pub prompt: Option<String>,
     /// The subagent that the call comes from; absent in the main thread.
-    #[serde(deserialize_with = "text")]
     pub agent_id: Option<String>,
     /// The tool.
-    #[serde(deserialize_with = "text")]
     pub tool_name: Option<String>,
     /// The client's id of the call.
-    #[serde(deserialize_with = "text")]
     pub tool_use_id: Option<String>,
     /// The tool's input.
     pub tool_input: Input,
@@ -57,89 +46,72 @@ pub(super) struct Payload {
 
 /// A tool's input: its fields as they were sent, because they can be large and most hooks look at one of them or at none.
 #[derive(Debug, Default)]
-pub(super) struct Input(Vec<(String, Box<RawValue>)>);
+pub(super) struct Input {
+    /// All that the client said.
+    text: Vec<u8>,
+    /// Where each field's name, without quotes, and its value stand in it.
+    fields: Vec<(Range<usize>, Range<usize>)>,
+}
 
 impl Input {
-    /// All of it.
-    pub(super) fn fields(&self) -> Map<String, Value> {
-        let read = |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_default();
-        self.0.iter().map(|(name, raw)| (name.clone(), read(raw))).collect()
+    /// All of it. An error if any of it cannot be read, because a part of it must not be given back as the whole.
+    pub(super) fn fields(&self) -> anyhow::Result<Map<String, Value>> {
+        let read = |(name, value): &(Range<usize>, Range<usize>)| -> serde_json::Result<(String, Value)> {
+            // The quotes stand around the name.
+            let name = serde_json::from_slice(&self.text[name.start - 1..=name.end])?;
+            Ok((name, serde_json::from_slice(&self.text[value.clone()])?))
+        };
+        self.fields.iter().map(|field| read(field).context("the tool's input cannot be read")).collect()
     }
 
     /// A field as text: strings as they are, other values as JSON.
     fn text(&self, name: &str) -> Option<String> {
-        let (_, raw) = self.0.iter().rev().find(|(n, _)| n == name)?;
-        let value: Value = serde_json::from_str(raw.get()).ok()?;
-        Some(match value {
-            Value::String(s) => s,
-            other => other.to_string(),
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Input {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Input, D::Error> {
-        d.deserialize_any(InputVisitor)
-    }
-}
-
-/// Reads an object; where something else stands, an empty one.
-struct InputVisitor;
-
-impl<'de> Visitor<'de> for InputVisitor {
-    type Value = Input;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Input, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
+        let (_, value) = self.fields.iter().rev().find(|(n, _)| self.text[n.clone()] == *name.as_bytes())?;
+        match serde_json::from_slice(&self.text[value.clone()]).ok()? {
+            Value::String(s) => Some(s),
+            other => Some(other.to_string()),
         }
-        Ok(Input(fields))
     }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Input::default())
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Input, E> {
-        Ok(Input::default())
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Input, E> {
-        Ok(Input::default())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Input, E> {
-        Ok(Input::default())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Input, E> {
-        Ok(Input::default())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Input, E> {
-        Ok(Input::default())
-    }
-
-    fn visit_unit<E>(self) -> Result<Input, E> {
-        Ok(Input::default())
-    }
-}
-
-/// A string, or nothing where something else stands.
-fn text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
-    Ok(match Value::deserialize(d)? {
-        Value::String(s) => Some(s),
-        _ => None,
-    })
 }
 
 impl Payload {
+    /// Reads a payload. `None` if it is not one JSON object.
+    fn parse(text: &[u8]) -> Option<Payload> {
+        let mut payload = Payload::default();
+        let mut fields = Vec::new();
+        let mut cutter = Cutter::new(text);
+        cutter.object(|cutter, name| {
+            let place = match &text[name] {
+                b"tool_input" if cutter.at_object() => {
+                    fields.clear();
+                    return cutter.object(|cutter, name| {
+                        fields.push((name, cutter.value()?));
+                        Some(())
+                    });
+                }
+                b"session_id" => &mut payload.session_id,
+                b"cwd" => &mut payload.cwd,
+                b"hook_event_name" => &mut payload.hook_event_name,
+                b"prompt_id" => &mut payload.prompt_id,
+                b"prompt" => &mut payload.prompt,
+                b"agent_id" => &mut payload.agent_id,
+                b"tool_name" => &mut payload.tool_name,
+                b"tool_use_id" => &mut payload.tool_use_id,
+                _ => return cutter.value().map(drop),
+            };
+            // Nothing where something else than a string stands.
+            *place = serde_json::from_slice(&text[cutter.value()?]).ok();
+            Some(())
+        })?;
+        payload.tool_input.fields = fields;
+        cutter.at_end().then_some(payload)
+    }
+
+    /// Keeps what it was read from, for the tool's input.
+    fn of(self, text: Vec<u8>) -> Payload {
+        Payload { tool_input: Input { text, ..self.tool_input }, ..self }
+    }
+
     /// Whether it comes from the main thread of the session.
     pub(super) fn is_main(&self) -> bool {
         self.agent_id.is_none()
@@ -153,25 +125,30 @@ impl Payload {
 
 /// Reads the payload. An error if there is none: an empty stdin, no JSON, not an object, too much, or too late.
 pub(super) fn read() -> anyhow::Result<Payload> {
-    let stdin = io::stdin();
+    let stdin = poll::stdin();
     let end = clock::mono_ms() + PATIENCE_MS;
-    let mut bytes = Vec::new();
+    let mut bytes = vec![0; SMALL];
     let mut used = 0;
     loop {
         let left = end.saturating_sub(clock::mono_ms());
         anyhow::ensure!(left > 0, "the client did not end what it said on stdin within {PATIENCE_MS} ms");
         anyhow::ensure!(used <= MAX_BYTES, "the client said more than {MAX_BYTES} bytes on stdin");
-        if !poll::wait(&[stdin.as_fd()], Some(Duration::from_millis(left)))?.first().is_some_and(|r| *r) {
+        if !poll::wait(&[stdin], Some(Duration::from_millis(left)))?.first().is_some_and(|r| *r) {
             continue;
         }
-        if bytes.len() - used < CHUNK {
-            bytes.resize((bytes.len() * 2).max(CHUNK), 0);
+        if used == bytes.len() {
+            // Room for the largest payload at once: zeroed memory of that size costs nothing before it is written to, and
+            // growing step by step would write to it several times.
+            let mut large = vec![0; MAX_BYTES + 1];
+            large[..used].copy_from_slice(&bytes);
+            bytes = large;
         }
-        match stdin.lock().read(&mut bytes[used..]) {
+        match poll::read(stdin, &mut bytes[used..]) {
             Ok(0) => {
                 anyhow::ensure!(used > 0, "the client said nothing on stdin");
-                return serde_json::from_slice(&bytes[..used])
-                    .context("what the client said on stdin is not a hook's payload");
+                let payload = Payload::parse(&bytes[..used]);
+                let payload = payload.context("what the client said on stdin is not a hook's payload")?;
+                return Ok(payload.of(bytes));
             }
             Ok(n) => used += n,
             Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
@@ -179,9 +156,9 @@ pub(super) fn read() -> anyhow::Result<Payload> {
         }
         // The client ends the object with a line feed, and its end may not come: what is whole is enough.
         if bytes[..used].ends_with(b"}\n")
-            && let Ok(payload) = serde_json::from_slice(&bytes[..used])
+            && let Some(payload) = Payload::parse(&bytes[..used])
         {
-            return Ok(payload);
+            return Ok(payload.of(bytes));
         }
     }
 }
@@ -192,14 +169,14 @@ mod tests {
 
     fn payload(tool_input: &str) -> Payload {
         let text = format!(r#"{{"tool_name": "Edit", "tool_input": {tool_input}, "tool_use_id": "t1"}}"#);
-        serde_json::from_str(&text).unwrap()
+        Payload::parse(text.as_bytes()).unwrap().of(text.into_bytes())
     }
 
     #[test]
     fn tool_input_is_an_object_or_nothing() {
         for odd in ["null", "true", "-1", "1", "1.5", "\"text\"", "[{\"file_path\": \"a\"}, 1]"] {
             let payload = payload(odd);
-            assert!(payload.tool_input.fields().is_empty(), "{odd}");
+            assert!(payload.tool_input.fields().unwrap().is_empty(), "{odd}");
             assert_eq!(payload.field("file_path"), None, "{odd}");
             // What follows it is read.
             assert_eq!(payload.tool_use_id.as_deref(), Some("t1"), "{odd}");
@@ -213,7 +190,7 @@ mod tests {
         assert_eq!(payload.field("z").as_deref(), Some("a\nä"));
         assert_eq!(payload.field("o").as_deref(), Some(r#"{"b":[1,2],"a":null}"#));
         assert_eq!(payload.field("missing"), None);
-        let all = Value::from(payload.tool_input.fields()).to_string();
+        let all = Value::from(payload.tool_input.fields().unwrap()).to_string();
         assert_eq!(all, r#"{"z":"a\nä","n":1.5,"o":{"b":[1,2],"a":null},"e":12345678901234567890}"#);
     }
 
@@ -221,6 +198,25 @@ mod tests {
     fn of_two_fields_by_one_name_the_last_counts() {
         let payload = payload(r#"{"file_path": "a", "file_path": "b"}"#);
         assert_eq!(payload.field("file_path").as_deref(), Some("b"));
-        assert_eq!(payload.tool_input.fields()["file_path"], "b");
+        assert_eq!(payload.tool_input.fields().unwrap()["file_path"], "b");
+    }
+    #[test]
+    fn what_is_not_read_may_be_anything_and_what_is_given_back_may_not() {
+        let payload = payload(r#"{"file_path": "a", "b": "\x"}"#);
+        assert_eq!(payload.field("file_path").as_deref(), Some("a"));
+        assert_eq!(payload.field("b"), None);
+        assert!(payload.tool_input.fields().is_err());
+    }
+
+    #[test]
+    fn a_field_of_another_type_is_none_and_no_object_is_no_payload() {
+        let read = |text: &str| Payload::parse(text.as_bytes());
+        let odd =
+            read(r#"{"session_id": 1, "cwd": null, "prompt": ["x"], "tool_name": {"tool_name": "y"}, "new": [{}]}"#);
+        let odd = odd.unwrap();
+        assert_eq!((odd.session_id, odd.cwd, odd.prompt, odd.tool_name), (None, None, None, None));
+        for bad in ["", "null", "[]", "{\"cwd\": \"a\"", "{\"cwd\": \"a\"} x", "{\"cwd\" \"a\"}"] {
+            assert!(read(bad).is_none(), "{bad}");
+        }
     }
 }

@@ -76,7 +76,7 @@ pub(super) fn answer(scene: &mut Scene, deadline: &Deadline, i: usize, index: us
             Answer::default()
         }
         Needs::Done => {
-            let input = rewritten(run, &merge.rule, &scene.payload.tool_input.fields())?;
+            let input = rewritten(run, &merge.rule, &scene.payload.tool_input.fields()?)?;
             decision.answer = event::Answer::Rewrite;
             decision.reason = "results were put into the input".into();
             decision.input_sha256 = Some(fields_sha256(&merge.rule, &input));

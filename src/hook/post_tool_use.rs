@@ -35,7 +35,7 @@ fn compare(scene: &mut Scene) -> anyhow::Result<String> {
     for run in &mut scene.runs {
         let Some(rewrite) = run.hooked.view.rewrites.iter().find(|r| r.tool_use_id == id).cloned() else { continue };
         let Some(rule) = run.hooked.view.merges.get(rewrite.merge).map(|m| m.rule.clone()) else { continue };
-        let ran = merge::fields_sha256(&rule, &scene.payload.tool_input.fields());
+        let ran = merge::fields_sha256(&rule, &scene.payload.tool_input.fields()?);
         let same = ran == rewrite.input_sha256;
         let reason = if same { "it ran as rewritten" } else { "another hook's rewrite won" };
         if !same {

@@ -10,6 +10,7 @@ pub mod expand;
 pub mod glob;
 pub mod json;
 pub mod plan;
+pub mod scan;
 pub mod schema;
 pub mod settings;
 pub mod starter;

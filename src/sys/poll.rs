@@ -1,4 +1,6 @@
-//! Waiting for descriptors: bells, pidfds, pipes.
+//! Waiting for descriptors: bells, pidfds, pipes; and the one that is there from the beginning.
+
+#![expect(unsafe_code, reason = "standard input is a descriptor that nobody in this program opens")]
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -6,6 +8,17 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Standard input without the buffer of [`std::io::Stdin`], for whoever reads it in pieces of their own.
+pub fn stdin() -> BorrowedFd<'static> {
+    // SAFETY: the standard library makes sure at the start that descriptor 0 is open, and nothing here closes it.
+    unsafe { BorrowedFd::borrow_raw(0) }
+}
+
+/// Reads what is there, into as much room as there is; 0 at the end.
+pub fn read(fd: BorrowedFd<'_>, room: &mut [u8]) -> io::Result<usize> {
+    Ok(nix::unistd::read(fd, room)?)
+}
 
 /// Waits until one of `fds` can be read (or is at its end or broken), at most `timeout`; `None` waits for ever. Returns
 /// for each whether it is ready. A signal ends the wait early with nothing ready: the caller loops with its own deadline.
