@@ -193,10 +193,13 @@ impl Worker {
                 }
             }
         }
-        if todo.changed {
-            let over = self.run.state.view.ended.is_some();
-            self.run.save_index(over || self.leads);
+        let last = todo.leave || (todo.changed && self.run.state.view.ended.is_some());
+        if self.leads || last {
+            let wait = self.run.save_index(last);
+            let at = wait.map(|ms| clock::mono_ms() + ms);
+            self.look_at_ms = self.look_at_ms.into_iter().chain(at).min();
         }
+        if todo.changed {}
         self.sync_at_ends(todo.hire == 0, todo.leave);
         Ok(todo.leave)
     }

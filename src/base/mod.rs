@@ -6,4 +6,5 @@ pub mod exit;
 pub mod hex;
 pub mod ids;
 pub mod span;
+pub mod sum;
 pub mod text;

@@ -10,7 +10,7 @@ use crate::cmd::doctor::{Check, Finding};
 use crate::logic::state::State;
 use crate::model::event::SCHEMA;
 use crate::model::plan::Plan;
-use crate::store::index;
+use crate::store::index::{self, Index};
 use crate::store::log::{self, Log};
 use crate::store::registry::{self, LogId};
 use crate::store::run::{DELIVER_LOCK, LEADER_LOCK, PLAN, RunDir, RunError, WORKERS};
@@ -144,7 +144,7 @@ fn view(folder: &RunDir, plan: &Plan, state: &State) -> Check {
     let Ok(mut log) = Log::open_read(&folder.dir) else {
         return Check::new(NAME, Finding::Note, "the log cannot be opened to compare");
     };
-    let Some(mut known) = index::load(&folder.dir, &mut log) else {
+    let Some(mut known) = Index::open(&folder.dir, &mut log).and_then(|index| index.view()) else {
         return match index::contradicts(&folder.dir, &log) {
             Some(why) => Check::new(NAME, Finding::Error, why),
             None => Check::new(NAME, Finding::Note, "does not fit this log, or is broken: it is ignored and rewritten"),

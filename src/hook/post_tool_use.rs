@@ -5,14 +5,21 @@ use std::ffi::OsString;
 
 use crate::actor::crew;
 use crate::hook::answer::Answer;
+use crate::hook::input::Payload;
 use crate::hook::scene::Scene;
 use crate::hook::{Held, deliver, merge, scene};
+use crate::logic::glance::Glance;
 use crate::model::event::{self, Body, Decision, Draft};
+use crate::store::run::RunDir;
 
 pub(super) fn run(args: &[OsString]) -> anyhow::Result<Held> {
-    let Some(mut scene) = scene::look()? else { return Ok(0) };
-    let lost = compare(&mut scene)?;
     let batched = args.iter().any(|a| a == "--batched");
+    let concerns = |_: &Payload, _: &RunDir, glance: &Glance<'_>| !batched || glance.has_rewrites();
+    scene::act(concerns, |scene| answer(scene, batched))
+}
+
+fn answer(scene: &mut Scene, batched: bool) -> anyhow::Result<Held> {
+    let lost = compare(scene)?;
     if batched || !scene.payload.is_main() {
         Answer::default().context(&lost).send(&scene.event);
         return Ok(0);
@@ -20,11 +27,11 @@ pub(super) fn run(args: &[OsString]) -> anyhow::Result<Held> {
     for run in &mut scene.runs {
         crew::tend(&run.folder, &mut run.hooked)?;
     }
-    let mut parcel = deliver::collect(&mut scene)?;
+    let mut parcel = deliver::collect(scene)?;
     if !lost.is_empty() {
         parcel.text = format!("{lost}\n{}", parcel.text);
     }
-    parcel.send(&mut scene, Answer::default())?;
+    parcel.send(scene, Answer::default())?;
     Ok(0)
 }
 

@@ -7,10 +7,12 @@ use anyhow::Context;
 
 use crate::base::env;
 use crate::base::ids::SessionId;
+use crate::hook::Held;
 use crate::hook::input::{self, Payload};
+use crate::logic::glance::Glance;
 use crate::logic::wake::Concern;
-use crate::store::bells;
 use crate::model::event::SCHEMA;
+use crate::store::bells;
 use crate::store::home::State;
 use crate::store::hooklog;
 use crate::store::log::LogError;
@@ -60,6 +62,11 @@ impl Open {
         Ok(bells::hang(&self.folder, concern)?)
     }
 
+    /// Brings the index up to date where that is due, for the next hook. After the answer: nobody waits for it.
+    fn save_index(&mut self) {
+        self.hooked.save_index(&self.folder);
+    }
+
     /// Folds what is new. A damaged run goes on being delivered from what was read before.
     pub(super) fn refresh(&mut self) -> anyhow::Result<()> {
         match self.hooked.refresh() {
@@ -81,8 +88,24 @@ pub(super) fn project(payload: &Payload) -> anyhow::Result<PathBuf> {
     path.canonicalize().with_context(|| format!("the project {} cannot be found", path.display()))
 }
 
-/// The scene of a hook other than the prompt's. `None`: this session has nothing open, or cpw is off.
-pub(super) fn look() -> anyhow::Result<Option<Scene>> {
+/// A hook other than the prompt's: `act` in its scene. Nothing is done where the session has nothing open, where cpw is off,
+/// and where no open run is one that the call concerns, by what `concerns` says of its folder and glance.
+pub(super) fn act(
+    concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool,
+    act: impl FnOnce(&mut Scene) -> anyhow::Result<Held>,
+) -> anyhow::Result<Held> {
+    let Some(mut scene) = look(concerns)? else { return Ok(0) };
+    let held = act(&mut scene);
+    scene.runs.iter_mut().for_each(Open::save_index);
+    held
+}
+
+/// For hooks that have something to do in every open run.
+pub(super) fn always(_: &Payload, _: &RunDir, _: &Glance<'_>) -> bool {
+    true
+}
+
+fn look(concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool) -> anyhow::Result<Option<Scene>> {
     let Some(state) = State::existing()? else { return Ok(None) };
     let mut known = None;
     if let Some(id) = session_from_env() {
@@ -100,32 +123,37 @@ pub(super) fn look() -> anyhow::Result<Option<Scene>> {
         (None, Some(known)) => known,
         (None, None) => return Ok(None),
     };
-    let project = project(&payload)?;
-    if session.off || switch::is_off(&state, &project, Some(&id)) {
-        return Ok(None);
-    }
-    let runs = open_runs(&state, &id, &session)?;
-    if runs.is_empty() {
+    if session.off || (switch::is_any_off(&state) && switch::is_off(&state, &project(&payload)?, Some(&id))) {
         return Ok(None);
     }
     let event = payload.hook_event_name.clone().context("the client did not name the event")?;
+    let runs = open_runs(&state, &id, &session, |folder, glance| concerns(&payload, folder, glance))?;
+    if runs.is_empty() {
+        return Ok(None);
+    }
     Ok(Some(Scene { state, id, payload, event, runs }))
 }
 
 /// The session's record, if it has open runs.
 fn load(state: &State, id: &SessionId) -> anyhow::Result<Option<Session>> {
-    let session = session::load(state.path(), id)?;
+    let session = session::load_open(state.path(), id)?;
     Ok(session.filter(|s| s.open_runs().next().is_some()))
 }
 
-/// Opens what the session's record names and what is still the same folder. A run that was never started, or whose folder
-/// has gone, is closed for the session.
-pub(super) fn open_runs(state: &State, id: &SessionId, session: &Session) -> anyhow::Result<Vec<Open>> {
+/// Opens what the session's record names and what is still the same folder, where `concerns` says so. A run that was never
+/// started, or whose folder has gone, is closed for the session.
+pub(super) fn open_runs(
+    state: &State,
+    id: &SessionId,
+    session: &Session,
+    concerns: impl Fn(&RunDir, &Glance<'_>) -> bool,
+) -> anyhow::Result<Vec<Open>> {
     let mut open = Vec::new();
     for own in session.open_runs() {
-        match open_one(own) {
-            Ok(Some(run)) => open.push(run),
-            Ok(None) | Err(RunError::NoRun(_)) => close(state, id, own)?,
+        match open_one(own, &concerns) {
+            Ok(Found::Open(run)) => open.push(*run),
+            Ok(Found::Unconcerned) => {}
+            Ok(Found::Gone) | Err(RunError::NoRun(_)) => close(state, id, own)?,
             // Damaged, newer, unreadable, busy: nothing can be said of it now, and another hook call may. Others go on.
             Err(e) => {
                 let why = match &e {
@@ -139,28 +167,32 @@ pub(super) fn open_runs(state: &State, id: &SessionId, session: &Session) -> any
     Ok(open)
 }
 
-fn open_one(own: &OwnRun) -> Result<Option<Open>, RunError> {
-    let folder = match RunDir::open_own(own) {
-        Ok(folder) => folder,
-        Err(RunError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    if !session::is_same(own, &folder.dir).map_err(|source| RunError::Io { path: own.path.clone(), source })? {
-        return Ok(None);
-    }
-    let hooked = folder.open_view()?;
+/// What became of a run that the session's record names.
+enum Found {
+    /// It is there.
+    Open(Box<Open>),
+    /// It is there, and the call does not concern it.
+    Unconcerned,
+    /// Its folder has gone, or another one is in its place.
+    Gone,
+}
+
+fn open_one(own: &OwnRun, concerns: impl Fn(&RunDir, &Glance<'_>) -> bool) -> Result<Found, RunError> {
+    let Some(folder) = RunDir::open_own(own)? else { return Ok(Found::Gone) };
+    let hooked = folder.open_if(|glance| concerns(&folder, glance))?;
+    let Some(hooked) = hooked else { return Ok(Found::Unconcerned) };
     if hooked.view.schema > SCHEMA {
         // What was handed over could not be written down, so that it would be said again and again.
         return Err(LogError::Newer(hooked.view.schema).into());
     }
-    Ok(Some(Open { folder, hooked }))
+    Ok(Found::Open(Box::new(Open { folder, hooked })))
 }
 
 fn close(state: &State, id: &SessionId, own: &OwnRun) -> anyhow::Result<()> {
     let Some(run) = own.id() else { return Ok(()) };
     let Some(mut locked) = Locked::open(state.path(), id, HOOK_LOCK)? else { return Ok(()) };
     // The prompt hook names a run before it starts it, and holds this lock until it has.
-    if matches!(open_one(own), Ok(None) | Err(RunError::NoRun(_))) {
+    if matches!(open_one(own, |_, _| true), Ok(Found::Gone) | Err(RunError::NoRun(_))) {
         locked.add(Entry::Closed { run })?;
     }
     Ok(())
@@ -181,27 +213,27 @@ impl Scene {
         }
         Ok(())
     }
+}
 
-    /// The path of the file that the call is about, in the forms it may have been claimed under: as named, and with links
-    /// resolved.
-    pub(super) fn paths(&self, field: &str) -> Vec<String> {
-        let Some(named) = self.payload.field(field) else { return Vec::new() };
-        let cwd = self.payload.cwd.as_deref().unwrap_or("/");
-        let whole = Path::new(cwd).join(&named);
-        let mut paths = vec![crate::logic::conductor::normalise(&whole.to_string_lossy())];
-        // A file that does not exist yet still has a folder that may be reached through a link.
-        let real = whole.canonicalize().or_else(|e| {
-            let (folder, name) = whole.parent().zip(whole.file_name()).ok_or(e)?;
-            folder.canonicalize().map(|f| f.join(name))
-        });
-        if let Ok(real) = real {
-            let real = real.to_string_lossy().into_owned();
-            if !paths.contains(&real) {
-                paths.push(real);
-            }
+/// The path of the file that a call is about, which its input has in `field`, in the forms it may have been claimed under:
+/// as named, and with links resolved.
+pub(super) fn paths(payload: &Payload, field: &str) -> Vec<String> {
+    let Some(named) = payload.field(field) else { return Vec::new() };
+    let cwd = payload.cwd.as_deref().unwrap_or("/");
+    let whole = Path::new(cwd).join(&named);
+    let mut paths = vec![crate::logic::conductor::normalise(&whole.to_string_lossy())];
+    // A file that does not exist yet still has a folder that may be reached through a link.
+    let real = whole.canonicalize().or_else(|e| {
+        let (folder, name) = whole.parent().zip(whole.file_name()).ok_or(e)?;
+        folder.canonicalize().map(|f| f.join(name))
+    });
+    if let Ok(real) = real {
+        let real = real.to_string_lossy().into_owned();
+        if !paths.contains(&real) {
+            paths.push(real);
         }
-        paths
     }
+    paths
 }
 
 /// Tries to become the one who delivers from a run now. The lock is held until the file is dropped.

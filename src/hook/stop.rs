@@ -35,19 +35,22 @@ enum Over {
 }
 
 pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
-    let Some(mut scene) = scene::look()? else { return Ok(0) };
+    scene::act(scene::always, |scene| answer(scene, deadline))
+}
+
+fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
     if !scene.payload.is_main() {
         return Ok(0);
     }
     let begun = clock::mono_ms();
-    let over = hold(&mut scene, deadline, begun)?;
+    let over = hold(scene, deadline, begun)?;
     let held = clock::mono_ms().saturating_sub(begun);
     extend(deadline, Duration::ZERO)?;
-    record_hold(&mut scene, held)?;
+    record_hold(scene, held)?;
     if over == Over::LetGo {
         return Ok(held);
     }
-    let running = still_running(&scene);
+    let running = still_running(scene);
     let mut answer = Answer::default();
     if let (Over::Spent, Some(line)) = (over, &running) {
         answer = answer.for_user(format!("cpw: {line}; `cpw status` shows more"));
@@ -59,11 +62,11 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
         answer.send(&scene.event);
         return Ok(held);
     }
-    let mut parcel = deliver::collect(&mut scene)?;
-    for (i, line) in blocking(&mut scene, &prompt)? {
-        parcel.add(&scene, i, &line)?;
+    let mut parcel = deliver::collect(scene)?;
+    for (i, line) in blocking(scene, &prompt)? {
+        parcel.add(scene, i, &line)?;
     }
-    parcel.send(&mut scene, answer)?;
+    parcel.send(scene, answer)?;
     Ok(held)
 }
 

@@ -113,7 +113,7 @@ fn answer_with_news(
         answer.context(&announcement).send(&event);
         return Ok(());
     };
-    let mut runs = scene::open_runs(&state, &id, &session)?;
+    let mut runs = scene::open_runs(&state, &id, &session, |_, _| true)?;
     let tended = runs.iter_mut().try_for_each(|run| crew::tend(&run.folder, &mut run.hooked).map(drop));
     let mut scene = Scene { state, id, payload, event, runs };
     let mut parcel = deliver::collect(&mut scene)?;
@@ -224,7 +224,13 @@ fn earlier(locked: &mut Locked, rule: &str) -> anyhow::Result<Option<String>> {
     let same: Vec<_> = locked.session.open_runs().filter(|r| r.rule == rule).cloned().collect();
     for own in same {
         let Some(run) = own.id() else { continue };
-        let over = RunDir::open_own(&own).and_then(|f| f.open_view()).map_or(true, |h| h.view.ended.is_some());
+        let view = RunDir::open_own(&own).and_then(|found| found.map(|folder| folder.open_view()).transpose());
+        let over = match view {
+            Ok(hooked) => hooked.is_none_or(|h| h.view.ended.is_some()),
+            Err(RunError::NoRun(_) | RunError::Damaged { .. } | RunError::Plan(_)) => true,
+            // Whether it is over cannot be told now; two at once would be worse than none.
+            Err(RunError::Io { .. } | RunError::Log(_) | RunError::FileSystem { .. }) => false,
+        };
         if !over {
             return Ok(Some(run.to_string()));
         }

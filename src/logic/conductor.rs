@@ -8,7 +8,7 @@ use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::span::human;
 use crate::base::text;
 use crate::logic::view::{Brief, Happened, MergeState, News, Phase, View};
-use crate::model::glob::Glob;
+use crate::model::glob::{self, Glob};
 use crate::model::plan::{Plan, WorkerText};
 
 /// The longest context that announces a run, in characters.
@@ -44,8 +44,20 @@ pub fn normalise(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
+/// What stands behind the last slash.
+fn file_name(path: &str) -> &str {
+    path.rfind('/').map_or(path, |at| &path[at + 1..])
+}
+
 /// Whether `claim`, a file or glob relative to the project or absolute, means the file at `path`.
-fn claims(claim: &str, project: &str, path: &str) -> bool {
+pub fn claims(claim: &str, project: &str, path: &str) -> bool {
+    let name = file_name(claim);
+    // A plain path means no file of another name, and most claims are such.
+    let may = name == file_name(path) || matches!(name, "" | "." | "..") || glob::has_meta(claim);
+    may && is_meant(claim, project, path)
+}
+
+fn is_meant(claim: &str, project: &str, path: &str) -> bool {
     if claim.starts_with('/') {
         return claim == path || Glob::path(claim).is_ok_and(|g| g.matches(path));
     }
@@ -549,6 +561,14 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_plain_claim_is_refused_early_only_where_it_means_nothing(
+            claim in "[ab./*{},\\\\\\[\\]]{1,8}", path in "(/[ab.]{1,3}){1,4}", below in any::<bool>(),
+        ) {
+            let path = normalise(&if below { format!("/a/b{path}") } else { path });
+            prop_assert_eq!(claims(&claim, "/a/b", &path), is_meant(&claim, "/a/b", &path));
+        }
 
         #[test]
         fn no_foreign_text_breaks_out_and_no_message_is_longer_than_allowed(

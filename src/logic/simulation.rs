@@ -83,6 +83,8 @@ struct Sim {
     view: View,
     /// Saved and read again before every event.
     saved: View,
+    /// Folded from the beginnings of lines wherever that is enough.
+    skimmed: View,
     events: Vec<Event>,
     /// Places of events that came too late.
     late: BTreeSet<u64>,
@@ -102,6 +104,7 @@ impl Sim {
             state: State::new(&plan),
             view: View::new(&plan),
             saved: View::new(&plan),
+            skimmed: View::new(&plan),
             events: Vec::new(),
             late: BTreeSet::new(),
             now_ms: 1000,
@@ -144,6 +147,10 @@ impl Sim {
         self.saved.apply(&event);
         assert_eq!(self.view, self.state.view);
         assert_eq!(self.saved, self.view);
+        if !self.skimmed.skim(&line[..line.len() - 1]) {
+            self.skimmed.apply(&event);
+        }
+        assert_eq!(self.skimmed, self.view);
         assert!(self.state.running.len() <= self.plan.limits.max_workers as usize, "too many at once");
         self.events.push(event);
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, SessionId, TaskId, WorkerNo};
-use crate::model::event::{Answer, Body, Ended, Event, Process, Started, Verdict};
+use crate::model::event::{Answer, Body, Ended, Event, Head, Process, Started, Told, Verdict};
 use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
 
 /// Where a task stands.
@@ -97,6 +97,14 @@ pub struct Brief {
     /// Whether it stays known after its end, because a merge needs it or a Read may be redirected to its result.
     #[serde(default)]
     pub keep: bool,
+}
+
+impl Brief {
+    /// How far the task is, as it says now. With a new percentage an older estimate no longer counts.
+    fn tell(&mut self, percent: Option<u8>, eta_s: Option<u64>) {
+        self.eta_s = if percent.is_some() { eta_s } else { eta_s.or(self.eta_s) };
+        self.percent = percent.or(self.percent);
+    }
 }
 
 /// Something that the session has not been told yet.
@@ -320,6 +328,25 @@ impl View {
         self.tasks.iter().filter(|(_, b)| b.phase == Phase::Running)
     }
 
+    /// Applies the next line of the log, without its line feed, if a look at its beginning is enough: the kinds that change
+    /// nothing here, and the many lines of progress. `false`: nothing was applied, it has to be decoded.
+    pub fn skim(&mut self, line: &[u8]) -> bool {
+        let Some(head) = Head::of(line).filter(|h| h.seq == self.seq + 1) else { return false };
+        match head.kind {
+            b"spawned" | b"observed" | b"log_repaired" => {}
+            b"progress" => {
+                let Some(Told { task, attempt, percent, eta_s }) = head.told() else { return false };
+                let brief = self.tasks.get_mut(task);
+                if let Some(brief) = brief.filter(|b| b.phase == Phase::Running && b.attempt == attempt) {
+                    brief.tell(percent, eta_s);
+                }
+            }
+            _ => return false,
+        }
+        self.seq = head.seq;
+        true
+    }
+
     /// Applies the next event. Events must come in the order of the log, each once.
     pub fn apply(&mut self, event: &Event) {
         self.seq = event.seq;
@@ -346,8 +373,7 @@ impl View {
             Body::Started(p) => self.attempt_started(event, p),
             Body::Progress(p) => {
                 if let Some(brief) = self.open_attempt(event) {
-                    brief.percent = p.percent.or(brief.percent);
-                    brief.eta_s = if p.percent.is_some() { p.eta_s } else { p.eta_s.or(brief.eta_s) };
+                    brief.tell(p.percent, p.eta_s);
                     if p.summary.is_some() {
                         brief.line.clone_from(&p.summary);
                     }

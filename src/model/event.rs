@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::base::ids::{TaskId, WorkerNo};
+use crate::model::scan;
 
 /// The version of the event schema; stands in `run_started` as `v`.
 pub const SCHEMA: u32 = 1;
@@ -481,6 +482,98 @@ struct RawLine<'a> {
     payload: Option<&'a RawValue>,
 }
 
+/// The beginning of a line as [`Event::encode_into`] writes it, and what can be told from it without decoding the line. The
+/// rest of the line is not looked at, except that it ends as an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head<'l> {
+    /// The kind, `"t"`.
+    pub kind: &'l [u8],
+    /// Its number.
+    pub seq: u64,
+    rest: &'l [u8],
+}
+
+/// What a line of kind `progress` says, where that is no more than numbers and a note.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told<'l> {
+    /// The task.
+    pub task: &'l str,
+    /// Its attempt.
+    pub attempt: u32,
+    /// See [`Progress`].
+    pub percent: Option<u8>,
+    /// See [`Progress`].
+    pub eta_s: Option<u64>,
+}
+
+impl<'l> Head<'l> {
+    /// Of a line without its line feed. `None` where it is written in another way, which says nothing about the line.
+    pub fn of(line: &'l [u8]) -> Option<Head<'l>> {
+        if line.len() >= MAX_LINE {
+            return None;
+        }
+        let line = line.strip_suffix(b"}")?.strip_prefix(b"{\"t\":\"")?;
+        let end = line.iter().take(32).position(|b| *b == b'"')?;
+        let (seq, rest) = number(line[end..].strip_prefix(b"\",\"seq\":")?)?;
+        rest.starts_with(b",\"ts\":\"").then_some(Head { kind: &line[..end], seq, rest })
+    }
+
+    /// What it tells, if it is of kind `progress` and says nothing beyond a [`Told`].
+    pub fn told(&self) -> Option<Told<'l>> {
+        if self.kind != b"progress" {
+            return None;
+        }
+        let (_, rest) = text(self.rest.strip_prefix(b",\"ts\":")?)?;
+        let rest = match rest.strip_prefix(b",\"worker\":") {
+            Some(worker) => text(worker)?.1,
+            None => rest,
+        };
+        let (task, rest) = text(rest.strip_prefix(b",\"task\":")?)?;
+        let (attempt, rest) = number(rest.strip_prefix(b",\"attempt\":")?)?;
+        // The last bracket is the line's own.
+        let mut rest = rest.strip_prefix(b",\"payload\":{")?.strip_suffix(b"}")?;
+        let mut told = Told {
+            task: std::str::from_utf8(task).ok()?,
+            attempt: attempt.try_into().ok()?,
+            percent: None,
+            eta_s: None,
+        };
+        if let Some(percent) = rest.strip_prefix(b"\"percent\":") {
+            let (percent, more) = number(percent)?;
+            told.percent = Some(percent.try_into().ok()?);
+            rest = more.strip_prefix(b",").unwrap_or(more);
+        }
+        if let Some(eta) = rest.strip_prefix(b"\"eta_s\":") {
+            let (eta, more) = number(eta)?;
+            told.eta_s = Some(eta);
+            rest = more.strip_prefix(b",").unwrap_or(more);
+        }
+        if let Some(note) = rest.strip_prefix(b"\"note\":") {
+            let begin = note.strip_prefix(b"\"")?;
+            rest = &begin[scan::string_end(begin, 0)? + 1..];
+        }
+        rest.is_empty().then_some(told)
+    }
+}
+
+/// The number that `text` begins with, and what follows it.
+fn number(text: &[u8]) -> Option<(u64, &[u8])> {
+    let digits = text.iter().take_while(|b| b.is_ascii_digit()).count();
+    // Written with a leading zero it is no number; with 19 digits it fits for certain.
+    if digits == 0 || digits > 19 || (digits > 1 && text[0] == b'0') {
+        return None;
+    }
+    let value = text[..digits].iter().fold(0, |value, b| value * 10 + u64::from(b - b'0'));
+    Some((value, &text[digits..]))
+}
+
+/// The string without escapes that `line` begins with, and what follows it.
+fn text(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = line.strip_prefix(b"\"")?;
+    let end = line.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+    Some((&line[..end], line[end..].strip_prefix(b"\"")?))
+}
+
 impl Event {
     /// Reads one line, without its line feed.
     pub fn decode(line: &[u8]) -> Result<Event, BadLine> {
@@ -564,6 +657,64 @@ mod tests {
         assert_eq!(e.body, Body::Unknown);
         let e = Event::decode(br#"{"t":"skipped","seq":1,"ts":"x","payload":{"because":"a","more":1}}"#).unwrap();
         assert_eq!(e.body, Body::Skipped(Skipped { because: "a".into() }));
+    }
+
+    #[test]
+    fn the_beginning_of_a_line_tells_what_the_whole_line_tells() {
+        let task = TaskId::new("a").unwrap();
+        let texts = [None, Some("half \"way\" \\ {there}\n".to_owned()), Some(String::new())];
+        let mut quick = 0;
+        for (percent, eta_s) in [(None, None), (Some(0), None), (None, Some(7)), (Some(100), Some(u64::MAX / 4))] {
+            for (note, summary) in texts.iter().flat_map(|n| texts.iter().map(move |s| (n.clone(), s.clone()))) {
+                for worker in [None, Some(WorkerNo(3))] {
+                    let body =
+                        Body::Progress(Progress { percent, eta_s, note: note.clone(), summary: summary.clone() });
+                    let mut line = Vec::new();
+                    let draft = Draft::attempt(worker, &task, 12, body);
+                    Event::new(draft, 345, "2026-01-02T03:04:05.678901Z".into()).encode_into(&mut line).unwrap();
+                    let line = &line[..line.len() - 1];
+                    let head = Head::of(line).unwrap();
+                    assert_eq!((head.kind, head.seq), (&b"progress"[..], 345));
+                    let told = Told { task: "a", attempt: 12, percent, eta_s };
+                    assert_eq!(head.told(), summary.is_none().then_some(told), "{}", String::from_utf8_lossy(line));
+                    quick += u32::from(head.told().is_some());
+                    // Cut anywhere it says nothing.
+                    for end in 0..line.len() {
+                        assert_eq!(Head::of(&line[..end]).and_then(|h| h.told()), None);
+                    }
+                }
+            }
+        }
+        assert_eq!(quick, 24);
+    }
+
+    #[test]
+    fn a_line_in_other_words_has_no_head() {
+        for odd in [
+            r#"{"seq":1,"t":"progress","ts":"x"}"#,
+            r#"{"t":"progress","seq":01,"ts":"x"}"#,
+            r#"{"t":"progress","seq":-1,"ts":"x"}"#,
+            r#"{"t":"progress","seq":1.5,"ts":"x"}"#,
+            r#"{"t":"progress","seq":1e3,"ts":"x"}"#,
+            r#"{"t":"progress","seq":99999999999999999999,"ts":"x"}"#,
+            r#"{ "t":"progress","seq":1,"ts":"x"}"#,
+            r#"{"t":"progress","seq":1,"ts":"x"} "#,
+            r#"{"t":"progress","seq":1,"ts":"x"},"#,
+            "",
+            "}",
+        ] {
+            assert_eq!(Head::of(odd.as_bytes()), None, "{odd}");
+        }
+        let told = |payload: &str| {
+            let line = format!(r#"{{"t":"progress","seq":1,"ts":"x","task":"a","attempt":1,"payload":{payload}}}"#);
+            Head::of(line.as_bytes()).unwrap().told().is_some()
+        };
+        assert!(told("{}") && told(r#"{"percent":7}"#));
+        for other in
+            [r#"{"percent":256}"#, r#"{"percent":"7"}"#, r#"{"percent":7.5}"#, r#"{"new":1}"#, r#"{"note":null}"#]
+        {
+            assert!(!told(other), "{other}");
+        }
     }
 
     #[test]

@@ -286,7 +286,7 @@ impl Compiler<'_> {
 
 /// Whether `s` has a character that a glob reads specially.
 pub fn has_meta(s: &str) -> bool {
-    s.contains(['*', '?', '[', '{', '\\'])
+    s.bytes().any(|b| matches!(b, b'*' | b'?' | b'[' | b'{' | b'\\'))
 }
 
 /// A glob that matches exactly `s`.

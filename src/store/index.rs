@@ -1,80 +1,140 @@
 //! `state.idx`: the view that hooks need, saved together with the place in the log up to which it holds. A cache: bound to
-//! the log's inode, a place in it and a hash of what stands there, ignored where anything does not fit, deletable at any
-//! time. Present, stale, absent or foreign, the answer is the same; only the time differs.
+//! the log's inode, a place in it and a check sum of what stands there, ignored where anything does not fit, deletable at
+//! any time. Present, stale, absent or foreign, the answer is the same; only the time differs.
+//!
+//! It has three parts, each with a sum of its own: a head of numbers, the [`Glance`] by which most hooks see that a call
+//! does not concern them, and the whole view. The first two are one small read.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
-use serde::{Deserialize, Serialize};
-
-use crate::base::hex;
+use crate::base::sum::sum;
+use crate::logic::glance::{self, Glance};
 use crate::logic::view::View;
-use crate::store::log::Log;
+use crate::model::event::Event;
+use crate::store::log::{Fold, Log};
 use crate::sys::clock;
-use crate::sys::dir::Dir;
+use crate::sys::dir::{Dir, FileId};
+use crate::sys::lock;
 
 /// The index's name in a run's folder.
 pub const NAME: &str = "state.idx";
 
-/// The version of the index format. Another one is ignored.
-const VERSION: u32 = 2;
+/// The first bytes of an index of this format. Another one is ignored.
+const MAGIC: u64 = u64::from_le_bytes(*b"cpw.idx3");
 
-/// The largest index that is read.
+/// The largest part that is read.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
-#[derive(Serialize, Deserialize)]
+/// Read at once: the head, and a glance of usual size.
+const FIRST: usize = 1024;
+
+/// The numbers of the head, in the order of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Head {
-    v: u32,
-    cpw: String,
-    boot: String,
+    magic: u64,
+    /// Which cpw wrote it: the sum of its version.
+    cpw: u64,
+    /// On which boot: the sum of its id.
+    boot: u64,
     dev: u64,
     ino: u64,
+    /// Up to where the log is in it, in bytes and in events.
     offset: u64,
-    tail: String,
-    sum: String,
+    seq: u64,
+    /// The sum of what stands before that place in the log.
+    tail: u64,
+    /// Lengths and sums of the two parts behind the head.
+    glance: u64,
+    glance_sum: u64,
+    view: u64,
+    view_sum: u64,
 }
 
+const NUMBERS: usize = 12;
+
 impl Head {
-    /// A hash of the head and the body: what is believed of an index is believed because no byte of it has changed.
-    fn sum_with(&self, body: &[u8]) -> String {
-        let Head { v, cpw, boot, dev, ino, offset, tail, sum: _ } = self;
-        let body = hex::sha256(body);
-        hex::sha256(format!("{v} {cpw} {boot} {dev} {ino} {offset} {tail} {body}").as_bytes())
+    /// Its length in the file: the numbers and their sum.
+    const BYTES: usize = 8 * (NUMBERS + 1);
+
+    fn numbers(&self) -> [u64; NUMBERS] {
+        let Head { magic, cpw, boot, dev, ino, offset, seq, tail, glance, glance_sum, view, view_sum } = *self;
+        [magic, cpw, boot, dev, ino, offset, seq, tail, glance, glance_sum, view, view_sum]
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.numbers().iter().flat_map(|n| n.to_le_bytes()).collect();
+        bytes.extend_from_slice(&sum(&bytes).to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Head> {
+        let (numbers, own) = bytes.get(..Head::BYTES)?.split_at(8 * NUMBERS);
+        if sum(numbers).to_le_bytes() != own {
+            return None;
+        }
+        let mut each = numbers.chunks_exact(8).map(|n| n.try_into().map_or(0, u64::from_le_bytes));
+        let mut next = || each.next();
+        Some(Head {
+            magic: next()?,
+            cpw: next()?,
+            boot: next()?,
+            dev: next()?,
+            ino: next()?,
+            offset: next()?,
+            seq: next()?,
+            tail: next()?,
+            glance: next()?,
+            glance_sum: next()?,
+            view: next()?,
+            view_sum: next()?,
+        })
     }
 }
 
-/// Reads the index, if it fits the log, and lets the log continue behind it.
-pub fn load(dir: &Dir, log: &mut Log) -> Option<View> {
-    let (head, body) = read(dir, log)?;
-    let view = serde_json::from_slice(&body).ok()?;
-    log.resume_at(head.offset, &head.tail).then_some(view)
+fn this_cpw() -> u64 {
+    sum(env!("CARGO_PKG_VERSION").as_bytes())
 }
 
-/// The index as it is, if it is whole and was made from this file.
-fn read(dir: &Dir, log: &Log) -> Option<(Head, Vec<u8>)> {
-    let mut bytes = dir.read_bounded(NAME, MAX_BYTES).ok()?;
-    let cut = bytes.iter().position(|b| *b == b'\n')?;
-    let head: Head = serde_json::from_slice(&bytes[..cut]).ok()?;
-    bytes.drain(..=cut);
-    let fits = head.v == VERSION
-        && head.cpw == env!("CARGO_PKG_VERSION")
-        && head.dev == log.id().dev
-        && head.ino == log.id().ino
-        && head.sum == head.sum_with(&bytes);
-    fits.then_some((head, bytes))
+fn this_boot() -> u64 {
+    sum(clock::boot_id().as_bytes())
+}
+
+/// The index's file with its first bytes, if it is one of this format that was made from this log by this cpw.
+fn begin(dir: &Dir, log: &Log) -> Option<(File, Head, Vec<u8>)> {
+    let file = dir.open_read(NAME).ok()?;
+    let mut first = vec![0; FIRST];
+    let mut used = 0;
+    while used < FIRST {
+        match file.read_at(&mut first[used..], used as u64) {
+            Ok(0) => break,
+            Ok(n) => used += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    first.truncate(used);
+    let head = Head::decode(&first)?;
+    let (dev, ino) = (log.id().dev, log.id().ino);
+    let fits = (head.magic, head.cpw, head.dev, head.ino) == (MAGIC, this_cpw(), dev, ino)
+        && head.glance <= MAX_BYTES
+        && head.view <= MAX_BYTES;
+    fits.then_some((file, head, first))
 }
 
 /// What an index bears witness to that the log no longer has: that it was cut or rewritten since. Only on the boot on which
 /// the index was made: a power cut may take the end of a log, and what is left is then all there is.
 pub fn contradicts(dir: &Dir, log: &Log) -> Option<String> {
-    let (head, _) = read(dir, log)?;
-    if head.boot != clock::boot_id() {
+    let (_, head, _) = begin(dir, log)?;
+    if head.boot != this_boot() {
         return None;
     }
     let (length, known) = (log.len().ok()?, head.offset);
     if length < known {
         return Some(format!("events.jsonl has {length} bytes, but {known} were there before: it was cut"));
     }
-    match log.tail_hash(known) {
+    match log.tail_sum(known) {
         Ok(tail) if tail == head.tail => None,
         // No line ends there any more.
         Err(e) if e.kind() != io::ErrorKind::InvalidData => None,
@@ -82,60 +142,184 @@ pub fn contradicts(dir: &Dir, log: &Log) -> Option<String> {
     }
 }
 
-/// Replaces the index by the view as of the log's present place.
-pub fn save(dir: &Dir, log: &Log, view: &View) -> io::Result<()> {
+/// An index that fits its log.
+#[derive(Debug)]
+pub struct Index {
+    file: File,
+    head: Head,
+    glance: Vec<u8>,
+}
+
+impl Index {
+    /// Opens the index, if it fits the log, and lets the log continue behind it.
+    pub fn open(dir: &Dir, log: &mut Log) -> Option<Index> {
+        let (file, head, mut glance) = begin(dir, log)?;
+        let used = glance.len();
+        let end = Head::BYTES + usize::try_from(head.glance).ok()?;
+        if used < end {
+            glance.resize(end, 0);
+            file.read_exact_at(&mut glance[used..], used as u64).ok()?;
+        }
+        glance.truncate(end);
+        glance.drain(..Head::BYTES);
+        let index = Index { file, head, glance };
+        (sum(&index.glance) == head.glance_sum && index.rewind(log)).then_some(index)
+    }
+
+    /// What a call has to meet, as of the index.
+    pub fn glance(&self) -> Option<Glance<'_>> {
+        serde_json::from_slice(&self.glance).ok()
+    }
+
+    /// Lets the log continue behind the index, wherever it was.
+    pub fn rewind(&self, log: &mut Log) -> bool {
+        log.resume_at(self.head.offset, self.head.tail)
+    }
+
+    /// How many events came after it, if none of them changes its glance.
+    pub fn quiet_tail(&self, log: &mut Log) -> Option<u64> {
+        let mut quiet = Quiet { seq: self.head.seq, changed: false };
+        let read = log.read(&mut quiet);
+        (read.is_ok() && !quiet.changed).then(|| quiet.seq - self.head.seq)
+    }
+
+    /// The view as of the index.
+    pub fn view(&self) -> Option<View> {
+        let mut bytes = vec![0; usize::try_from(self.head.view).ok()?];
+        self.file.read_exact_at(&mut bytes, Head::BYTES as u64 + self.head.glance).ok()?;
+        let view: View = (sum(&bytes) == self.head.view_sum).then(|| serde_json::from_slice(&bytes).ok())??;
+        (view.seq == self.head.seq).then_some(view)
+    }
+
+    /// Whether this process is the one to replace it: of those who have the same old index open, one, and none once it was
+    /// replaced. Until it is dropped.
+    pub fn claim(&self, dir: &Dir) -> bool {
+        let is_in_place = || {
+            let (own, named) = (FileId::of(&self.file).ok()?, dir.stat(NAME).ok()??);
+            Some(own.same_file(&named))
+        };
+        lock::try_exclusive(&self.file).unwrap_or(false) && is_in_place().unwrap_or(false)
+    }
+}
+
+/// Looks whether the events behind an index leave its glance as it is.
+struct Quiet {
+    seq: u64,
+    changed: bool,
+}
+
+impl Fold for Quiet {
+    fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    fn schema(&self) -> u32 {
+        0
+    }
+
+    fn apply(&mut self, event: &Event) {
+        self.seq = event.seq;
+        self.changed = true;
+    }
+
+    fn skim(&mut self, line: &[u8]) -> bool {
+        // Once something has changed the rest does not matter, whatever it is: it will be read again.
+        let skimmed = self.changed || glance::is_unchanged_by(line, self.seq + 1);
+        self.seq += u64::from(skimmed);
+        skimmed
+    }
+}
+
+/// Replaces the index by the view as of the log's present place. Returns its length.
+pub fn save(dir: &Dir, log: &Log, view: &View) -> io::Result<u64> {
+    let glance = serde_json::to_vec(&Glance::of(view))?;
     let body = serde_json::to_vec(view)?;
-    let mut head = Head {
-        v: VERSION,
-        cpw: env!("CARGO_PKG_VERSION").into(),
-        boot: clock::boot_id().to_owned(),
+    let head = Head {
+        magic: MAGIC,
+        cpw: this_cpw(),
+        boot: this_boot(),
         dev: log.id().dev,
         ino: log.id().ino,
         offset: log.offset(),
-        tail: log.tail_hash(log.offset())?,
-        sum: String::new(),
+        seq: view.seq,
+        tail: log.tail_sum(log.offset())?,
+        glance: glance.len() as u64,
+        glance_sum: sum(&glance),
+        view: body.len() as u64,
+        view_sum: sum(&body),
     };
-    head.sum = head.sum_with(&body);
-    let mut bytes = serde_json::to_vec(&head)?;
-    bytes.push(b'\n');
+    let mut bytes = head.encode();
+    bytes.extend_from_slice(&glance);
     bytes.extend_from_slice(&body);
-    dir.write_atomic(NAME, &bytes, 0o600, false)
+    dir.write_atomic(NAME, &bytes, 0o600, false)?;
+    Ok(bytes.len() as u64)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::base::ids::WorkerNo;
+    use crate::base::ids::{TaskId, WorkerNo};
     use crate::logic::simulation::{done, plan, task};
-    use crate::model::event::{Body, Draft, Process, Started};
+    use crate::model::event::{Answer, Body, Decision, Draft, Observed, Process, Progress, Reason, Started};
+    use crate::model::plan::{Merge, OnClaimed};
+    use crate::store::home::State;
+    use crate::store::log;
     use crate::store::run::{Origin, Run, RunDir, new_id};
 
-    fn run(project: &std::path::Path) -> Run {
+    fn run(project: &Path) -> Run {
         let mut tasks = vec![task("a"), task("b"), task("c")];
-        tasks[1].claims = vec!["b.py".into()];
+        tasks[0].claims = vec!["a.py".into()];
+        tasks[1].claims = vec!["b.py".into(), "lib/*.py".into()];
+        tasks[2].claims = vec!["c.py".into()];
         let mut plan = plan(tasks);
         plan.run = new_id();
+        plan.merge = vec![Merge {
+            tool: "Write".into(),
+            matches: [("file_path".to_owned(), "*report.md".to_owned())].into(),
+            needs: vec![TaskId::new("a").unwrap()],
+            set: [("content".to_owned(), "{{results}}".to_owned())].into(),
+        }];
         let folder = RunDir::create(project, &plan, &Origin::default()).unwrap();
-        folder
-            .start(&crate::store::home::State::open_at(&project.join("state")).unwrap(), &plan, &Origin::default())
-            .unwrap()
+        folder.start(&State::open_at(&project.join("state")).unwrap(), &plan, &Origin::default()).unwrap()
+    }
+
+    fn started() -> Body {
+        Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1 })
+    }
+
+    fn process() -> Process {
+        Process { pid: 1, start_time: 1, boot_id: "b".into() }
     }
 
     fn work(run: &mut Run, i: usize) {
         let id = run.plan.tasks[i].id.clone();
         let me = WorkerNo(u32::try_from(i).unwrap() + 1);
         run.transact(|tx, _| {
-            let process = Process { pid: 1, start_time: 1, boot_id: "b".into() };
-            tx.emit(Draft::worker(me, Body::WorkerStarted(process)))?;
-            tx.emit(Draft::attempt(
-                Some(me),
-                &id,
-                1,
-                Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1 }),
-            ))?;
+            tx.emit(Draft::worker(me, Body::WorkerStarted(process())))?;
+            tx.emit(Draft::attempt(Some(me), &id, 1, started()))?;
             tx.emit(Draft::attempt(Some(me), &id, 1, done("fine")))
         })
         .unwrap();
+    }
+
+    fn looked(run: &Run) -> View {
+        run.folder.again().unwrap().open_view().unwrap().view
+    }
+
+    fn used(run: &Run) -> bool {
+        let mut log = Log::open(&run.folder.dir).unwrap();
+        Index::open(&run.folder.dir, &mut log).is_some_and(|i| i.view().is_some())
+    }
+
+    /// What a hook is told that calls `tool` on `path`: whether the run concerns it.
+    fn concerns(run: &Run, tool: &str, path: &str) -> bool {
+        let paths = [path.to_owned()];
+        let asks = |g: &Glance<'_>| g.may_merge(tool) || g.may_be_claimed("/p", || &paths);
+        run.folder.again().unwrap().open_if(asks).unwrap().is_some()
     }
 
     #[test]
@@ -157,40 +341,50 @@ mod tests {
         let fresh = std::fs::read(&path).unwrap();
         assert_ne!(stale, fresh);
         let view = run.state.view.clone();
-        let grown = std::fs::read(run.folder.path().join("events.jsonl")).unwrap();
-        let looked = |run: &Run| run.folder.again().unwrap().open_view().unwrap().view;
-        let used = |run: &Run| {
-            let mut log = Log::open(&run.folder.dir).unwrap();
-            load(&run.folder.dir, &mut log).is_some()
+        let ask = |run: &Run| {
+            [("Edit", "/p/a.py"), ("Edit", "/p/b.py"), ("Edit", "/p/c.py"), ("Edit", "/p/d.py"), ("Write", "/p/d.py")]
+                .map(|(tool, path)| concerns(run, tool, path))
         };
+        let answers = [false, false, true, false, true];
         for (what, index, fits) in
             [("fresh", &fresh, true), ("stale", &stale, true), ("another run's", &foreign, false)]
         {
             std::fs::write(&path, index).unwrap();
             assert_eq!(used(&run), fits, "{what}");
             assert_eq!(looked(&run), view, "{what}");
+            let asked = ask(&run);
+            // Where only the whole view can tell, the run is looked at.
+            assert!(asked.iter().zip(answers).all(|(asked, must)| *asked || !must), "{what}: {asked:?}");
+            assert!(what != "fresh" || asked == answers, "{asked:?}");
         }
-        for at in (0..fresh.len()).step_by(7) {
+        for at in 0..fresh.len() {
             let mut spoiled = fresh.clone();
             spoiled[at] ^= 1;
             std::fs::write(&path, &spoiled).unwrap();
-            assert_eq!(looked(&run), view, "byte {at}");
+            assert!(!used(&run), "byte {at}");
+            if at % 7 == 0 {
+                assert_eq!(looked(&run), view, "byte {at}");
+            }
+            assert!(concerns(&run, "Edit", "/p/c.py"), "byte {at}");
             std::fs::write(&path, &fresh[..at]).unwrap();
-            assert_eq!(looked(&run), view, "cut at {at}");
+            assert!(!used(&run), "cut at {at}");
+            if at % 7 == 0 {
+                assert_eq!(looked(&run), view, "cut at {at}");
+            }
+            assert!(concerns(&run, "Edit", "/p/c.py"), "cut at {at}");
         }
         std::fs::remove_file(&path).unwrap();
         assert!(!used(&run));
         assert_eq!(looked(&run), view, "absent");
+        assert!(concerns(&run, "Edit", "/p/c.py") && !path.exists(), "a short log is not worth an index");
         // An index that knows more than its log: after a power cut the log is all there is, before it somebody cut it.
-        std::fs::write(run.folder.path().join("events.jsonl"), &short).unwrap();
-        let boot = clock::boot_id();
-        let cut = fresh.iter().position(|b| *b == b'\n').unwrap();
-        let mut head: Head = serde_json::from_slice(&fresh[..cut]).unwrap();
-        assert_eq!(head.boot, boot);
-        head.boot = "another".into();
-        head.sum = head.sum_with(&fresh[cut + 1..]);
-        let other_boot = [&serde_json::to_vec(&head).unwrap(), &fresh[cut..]].concat();
-        std::fs::write(&path, &other_boot).unwrap();
+        let log_path = run.folder.path().join("events.jsonl");
+        let grown = std::fs::read(&log_path).unwrap();
+        std::fs::write(&log_path, &short).unwrap();
+        let mut head = Head::decode(&fresh).unwrap();
+        assert_eq!(head.boot, this_boot());
+        head.boot += 1;
+        std::fs::write(&path, [&head.encode(), &fresh[Head::BYTES..]].concat()).unwrap();
         assert!(!used(&run));
         assert_eq!(looked(&run).seq, 1);
         std::fs::write(&path, &fresh).unwrap();
@@ -200,8 +394,129 @@ mod tests {
         assert_eq!(run.folder.open_run().unwrap_err().to_string(), said);
         let at = grown.windows(4).rposition(|part| part == b"fine").unwrap();
         let changed = [&grown[..at], b"dire", &grown[at + 4..]].concat();
-        std::fs::write(run.folder.path().join("events.jsonl"), &changed).unwrap();
+        std::fs::write(&log_path, &changed).unwrap();
         let said = run.folder.open_view().unwrap_err().to_string();
         assert!(said.contains("it was rewritten"), "{said}");
+    }
+
+    #[test]
+    fn a_hook_replaces_an_index_that_is_missing_or_far_behind_and_only_one_does() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut run = run(temp.path());
+        let path = run.folder.path().join(NAME);
+        let me = WorkerNo(1);
+        let id = run.plan.tasks[0].id.clone();
+        let say = |run: &mut Run, n: u32, body: &Body| {
+            let draft = Draft::attempt(Some(me), &id, 1, body.clone());
+            run.transact(|tx, _| (0..n).try_for_each(|_| tx.emit(draft.clone()).map(drop))).unwrap();
+        };
+        say(&mut run, 1, &started());
+        let progress = Body::Progress(Progress { percent: Some(1), ..Progress::default() });
+        run.save_index(true);
+        let before = std::fs::read(&path).unwrap();
+        say(&mut run, 1000, &progress);
+        let open = |run: &Run| run.folder.open_if(|_| true).unwrap().unwrap();
+        // Long enough for the leader, not for a hook.
+        open(&run).save_index(&run.folder);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert!(!concerns(&run, "Edit", "/p/d.py"), "progress concerns no call");
+        say(&mut run, 100, &progress);
+        assert!(concerns(&run, "Edit", "/p/d.py"), "somebody has to replace the index");
+        let (mut first, mut second, mut late) = (open(&run), open(&run), open(&run));
+        let mut log = Log::open(&run.folder.dir).unwrap();
+        let index = Index::open(&run.folder.dir, &mut log).unwrap();
+        assert!(index.claim(&run.folder.dir));
+        first.save_index(&run.folder);
+        assert_eq!(std::fs::read(&path).unwrap(), before, "another one is doing it");
+        drop(index);
+        second.save_index(&run.folder);
+        let fresh = std::fs::read(&path).unwrap();
+        assert_ne!(fresh, before);
+        std::fs::write(path.with_extension("kept"), &fresh).unwrap();
+        say(&mut run, 1, &progress);
+        late.refresh().unwrap();
+        late.save_index(&run.folder);
+        assert_eq!(std::fs::read(&path).unwrap(), fresh, "another one has done it");
+        assert!(!concerns(&run, "Edit", "/p/d.py"));
+        // Missing: whoever finds it so.
+        std::fs::remove_file(&path).unwrap();
+        open(&run).save_index(&run.folder);
+        assert!(used(&run) && looked(&run) == run.state.view);
+    }
+
+    /// An event of any kind, of which many are legal at no time: what is read is folded all the same.
+    fn event() -> impl Strategy<Value = Draft> {
+        let task = prop::sample::select(vec!["a", "b", "c", "other"]).prop_map(|t| TaskId::new(t).unwrap());
+        let note = prop_oneof![Just(None), "[a\"\\\\\n]{0,8}".prop_map(Some)];
+        let progress = (prop::option::of(0..=100_u8), prop::option::of(0..99_u64), note.clone(), note)
+            .prop_map(|(percent, eta_s, note, summary)| Body::Progress(Progress { percent, eta_s, note, summary }));
+        let decision = prop::sample::select(vec![Answer::Block, Answer::Rewrite, Answer::Held]).prop_map(|answer| {
+            let (id, sha) = (Some("toolu".to_owned()), Some("0".to_owned()));
+            let merge = Some(0);
+            Body::Decision(Decision { answer, tool_use_id: id, input_sha256: sha, merge, ..Decision::default() })
+        });
+        let observed = Observed {
+            hook: "PreToolUse".into(),
+            phase: "before".into(),
+            tool: "Read".into(),
+            target: "a".into(),
+            tool_use_id: None,
+        };
+        let others = prop::sample::select(vec![
+            started(),
+            started(),
+            Body::Spawned(process()),
+            Body::WorkerStarted(process()),
+            Body::WorkerExited(Reason { reason: "x".into() }),
+            Body::Observed(observed),
+            done("fine"),
+        ]);
+        let body = prop_oneof![3 => progress, 1 => decision, 4 => others];
+        (task, 1..3_u32, 1..3_u32, body).prop_map(|(task, attempt, worker, body)| match body {
+            Body::WorkerStarted(_) | Body::WorkerExited(_) => Draft::worker(WorkerNo(worker), body),
+            Body::Decision(_) => Draft::run(body),
+            body => Draft::attempt(Some(WorkerNo(worker)), &task, attempt, body),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_index_of_any_prefix_and_the_rest_are_the_whole(
+            drafts in prop::collection::vec(event(), 1..40), redirect in any::<bool>(),
+        ) {
+            let temp = tempfile::tempdir().unwrap();
+            let mut run = run(temp.path());
+            run.plan.conductor.on_claimed = if redirect { OnClaimed::Redirect } else { OnClaimed::Wait };
+            let dir = &run.folder.dir;
+            let fresh = || (Log::open(dir).unwrap(), View::new(&run.plan));
+            let (mut log, mut view) = fresh();
+            let budget = std::time::Duration::from_secs(30);
+            log.transact(&mut view, budget, false, |tx| {
+                drafts.iter().try_for_each(|d| tx.emit(d.clone()).map(drop))
+            }).unwrap();
+            let whole = std::fs::read(run.folder.path().join(log::NAME)).unwrap();
+            let ends: Vec<usize> = (0..whole.len()).filter(|i| whole[*i] == b'\n').map(|i| i + 1).collect();
+            for end in ends {
+                // The index of a log that ends there.
+                std::fs::write(run.folder.path().join(log::NAME), &whole[..end]).unwrap();
+                let (mut part, mut before) = fresh();
+                part.read(&mut before).unwrap();
+                save(dir, &part, &before).unwrap();
+                std::fs::write(run.folder.path().join(log::NAME), &whole).unwrap();
+                let mut rest = Log::open(dir).unwrap();
+                let index = Index::open(dir, &mut rest).unwrap();
+                // A tail that is called quiet leaves the glance as it was.
+                if index.quiet_tail(&mut rest).is_some() {
+                    prop_assert_eq!(Glance::of(&before), Glance::of(&view));
+                }
+                prop_assert!(index.rewind(&mut rest));
+                prop_assert_eq!(index.glance().unwrap(), Glance::of(&before));
+                let mut after = index.view().unwrap();
+                rest.read(&mut after).unwrap();
+                prop_assert_eq!(&after, &view);
+            }
+        }
     }
 }

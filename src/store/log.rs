@@ -14,10 +14,12 @@ use std::io;
 use std::time::Duration;
 
 use crate::base::hex;
+use crate::base::sum::sum;
 use crate::logic::state::State;
 use crate::logic::step::Ledger;
 use crate::logic::view::View;
 use crate::model::event::{BadLine, Body, Draft, Event, LogRepaired, MAX_LINE, SCHEMA};
+use crate::model::scan;
 use crate::sys::clock;
 use crate::sys::dir::{Dir, FileId};
 use crate::sys::medium::{Hold, LogFile, Medium};
@@ -25,7 +27,10 @@ use crate::sys::medium::{Hold, LogFile, Medium};
 /// The log's name in a run's folder.
 pub const NAME: &str = "events.jsonl";
 
-/// Bytes read at once.
+/// Who is shown each event that is read.
+type Each<'e> = &'e mut dyn FnMut(&Event);
+
+/// Bytes read at once where no line ends in as many as a line may have.
 const CHUNK: usize = 256 * 1024;
 
 /// How long a reader that met an odd line waits for its second look: as long as a hook waits for a lock. Who is not in a
@@ -40,6 +45,10 @@ pub trait Fold {
     fn schema(&self) -> u32;
     /// Applies the next event.
     fn apply(&mut self, event: &Event);
+    /// Applies the next line, without its line feed, if that needs less than decoding it. `false`: nothing was applied.
+    fn skim(&mut self, _line: &[u8]) -> bool {
+        false
+    }
 }
 
 impl Fold for View {
@@ -53,6 +62,10 @@ impl Fold for View {
 
     fn apply(&mut self, event: &Event) {
         Self::apply(self, event);
+    }
+
+    fn skim(&mut self, line: &[u8]) -> bool {
+        Self::skim(self, line)
     }
 }
 
@@ -306,18 +319,18 @@ impl<M: Medium> Log<M> {
         self.len().map(|n| n == 0)
     }
 
-    /// Continues from a place that an index vouches for: the 64 bytes before it have the hash `tail`. `false` if this log
+    /// Continues from a place that an index vouches for: the 64 bytes before it have the sum `tail`. `false` if this log
     /// does not look like that.
-    pub fn resume_at(&mut self, offset: u64, tail: &str) -> bool {
-        let fits = self.tail_hash(offset).is_ok_and(|hash| hash == tail);
+    pub fn resume_at(&mut self, offset: u64, tail: u64) -> bool {
+        let fits = self.tail_sum(offset).is_ok_and(|sum| sum == tail);
         if fits {
             self.offset = offset;
         }
         fits
     }
 
-    /// A hash of the (at most) 64 bytes before `offset`, by which an index recognises its log.
-    pub fn tail_hash(&self, offset: u64) -> io::Result<String> {
+    /// A check sum of the (at most) 64 bytes before `offset`, by which an index recognises its log.
+    pub fn tail_sum(&self, offset: u64) -> io::Result<u64> {
         let start = offset.saturating_sub(64);
         let mut bytes = [0_u8; 64];
         let wanted = usize::try_from(offset - start).unwrap_or(64);
@@ -325,24 +338,40 @@ impl<M: Medium> Log<M> {
         if wanted > 0 && bytes[wanted - 1] != b'\n' {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not the end of a line"));
         }
-        Ok(hex::sha256(&bytes[..wanted]))
+        Ok(sum(&bytes[..wanted]))
     }
 
     /// Folds what is new, without the lock. A line that cannot be read is read again under a shared lock before the run is
     /// called damaged, because a writer may be about to cut it off.
     pub fn read<F: Fold>(&mut self, fold: &mut F) -> Result<(), LogError> {
-        self.read_with(fold, |_| {})
+        self.read_new(fold, u64::MAX, None)
+    }
+
+    /// As [`Log::read`], about `bytes` of it. Returns whether it goes on.
+    pub fn read_part<F: Fold>(&mut self, fold: &mut F, bytes: u64) -> Result<bool, LogError> {
+        let end = self.offset.saturating_add(bytes.max(MAX_LINE as u64));
+        self.read_new(fold, end, None)?;
+        Ok(self.len()? > end)
+    }
+
+    /// Begins again before the first event.
+    pub fn restart(&mut self) {
+        self.offset = 0;
     }
 
     /// As [`Log::read`], and shows each event to `each`.
     pub fn read_with<F: Fold>(&mut self, fold: &mut F, mut each: impl FnMut(&Event)) -> Result<(), LogError> {
+        self.read_new(fold, u64::MAX, Some(&mut each))
+    }
+
+    fn read_new<F: Fold>(&mut self, fold: &mut F, until: u64, mut each: Option<Each<'_>>) -> Result<(), LogError> {
         self.check_ahead()?;
-        match self.fold_new(fold, &mut each) {
+        match self.fold_new(fold, until, &mut each) {
             Err(LogError::Damaged(_)) => {
                 if !self.file.lock(Hold::Shared, SECOND_LOOK).map_err(io_error("lock"))? {
                     return Err(LogError::Busy);
                 }
-                let again = self.fold_new(fold, &mut each);
+                let again = self.fold_new(fold, until, &mut each);
                 self.unlock();
                 again
             }
@@ -350,13 +379,14 @@ impl<M: Medium> Log<M> {
         }
     }
 
-    fn fold_new<F: Fold>(&mut self, fold: &mut F, each: &mut impl FnMut(&Event)) -> Result<(), LogError> {
+    fn fold_new<F: Fold>(&mut self, fold: &mut F, until: u64, each: &mut Option<Each<'_>>) -> Result<(), LogError> {
         let end = self.len()?;
         if end < self.offset {
             let known = self.offset;
             return Err(damaged(format!("events.jsonl was cut to {end} bytes after {known} had been read from it")));
         }
-        let mut chunk = CHUNK.min(MAX_LINE);
+        let end = end.min(until);
+        let mut chunk = MAX_LINE;
         loop {
             // No more than there is: most looks find nothing or a few lines, and a large buffer costs more than they do.
             let left = usize::try_from(end.saturating_sub(self.offset)).unwrap_or(usize::MAX);
@@ -384,9 +414,17 @@ impl<M: Medium> Log<M> {
                 continue;
             };
             let mut start = 0;
-            for end in self.buffer[..=last].iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(i, _)| i) {
+            while let Some(end) = scan::line_end(&self.buffer[..=last], start) {
+                let text = &self.buffer[start..end];
+                let length = (end + 1 - start) as u64;
+                start = end + 1;
+                // Who wants to see events gets them decoded.
+                if each.is_none() && fold.skim(text) {
+                    self.offset += length;
+                    continue;
+                }
                 let line = fold.seq() + 1;
-                let event = Event::decode(&self.buffer[start..end])
+                let event = Event::decode(text)
                     .map_err(|e| self.bad_line(line, format!("line {line} of events.jsonl is {e}")))?;
                 if event.seq != line {
                     let (before, found) = (line - 1, event.seq);
@@ -394,11 +432,12 @@ impl<M: Medium> Log<M> {
                     return Err(self.bad_line(line, why));
                 }
                 fold.apply(&event);
-                each(&event);
-                self.offset += (end + 1 - start) as u64;
-                start = end + 1;
+                if let Some(each) = each {
+                    each(&event);
+                }
+                self.offset += length;
             }
-            chunk = CHUNK;
+            chunk = MAX_LINE;
         }
     }
 
@@ -448,7 +487,7 @@ impl<M: Medium> Log<M> {
             return Err(damaged("events.jsonl was deleted or replaced while the run was going on"));
         }
         let torn = self.repair()?;
-        self.fold_new(fold, &mut |_| {})?;
+        self.fold_new(fold, u64::MAX, &mut None)?;
         if fold.schema() > SCHEMA {
             return Err(LogError::Newer(fold.schema()));
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::base::hex;
 use crate::base::ids::{RunId, TaskId, WorkerNo};
+use crate::logic::glance::Glance;
 use crate::logic::state::State;
 use crate::logic::view::View;
 use crate::logic::wake::Wake;
@@ -18,10 +19,10 @@ use crate::model::event::{Body, Draft, RunStarted, SCHEMA};
 use crate::model::plan::Plan;
 use crate::store::bells;
 use crate::store::home;
-use crate::store::index;
+use crate::store::index::{self, Index};
 use crate::store::log::{self, Count, Damage, Log, LogError, Tape, Tx};
 use crate::store::registry::{self, LogId};
-use crate::store::session::OwnRun;
+use crate::store::session::{self, OwnRun};
 use crate::sys::bell::Bell;
 use crate::sys::clock;
 use crate::sys::dir::Dir;
@@ -53,8 +54,18 @@ pub const WORKER_LOCK: Duration = Duration::from_secs(10);
 /// The largest plan that is read, in bytes.
 const MAX_PLAN: u64 = 16 * 1024 * 1024;
 
-/// A tail longer than this is worth a new index, in bytes.
-const STALE_TAIL: u64 = 16 * 1024;
+/// A log longer than this is worth an index, in bytes.
+const WORTH: u64 = 16 * 1024;
+
+/// A tail longer than this, in events, is worth a new index to a hook; the leader keeps it much shorter.
+const LONG_TAIL: u64 = 1024;
+
+/// How often the leader rewrites the index at most, in milliseconds.
+const INDEX_MS: u64 = 250;
+
+/// After so many bytes of a log that is folded from its beginning, what was reached is saved: a hook that has to leave
+/// before it is through has helped the next one.
+const STAGE: u64 = 64 * 1024 * 1024;
 
 /// Why a run cannot be opened or made.
 #[derive(Debug)]
@@ -209,6 +220,11 @@ fn make_runs(project: &Path, runs: &Path) -> io::Result<Dir> {
     Ok(dir)
 }
 
+/// The project of a run's folder below its project's `.claude/runs`.
+fn project_by_place(path: &Path) -> Option<&Path> {
+    path.ancestors().nth(3).filter(|project| path.parent().is_some_and(|runs| runs == runs_path(project)))
+}
+
 fn only_name(part: Component<'_>) -> Option<&OsStr> {
     match part {
         Component::Normal(name) => Some(name),
@@ -264,8 +280,7 @@ impl RunDir {
     pub fn open_path(path: &Path) -> Result<RunDir, RunError> {
         let no_run = || RunError::NoRun(path.to_owned());
         let run = path.file_name().and_then(OsStr::to_str).and_then(|n| RunId::new(n).ok()).ok_or_else(no_run)?;
-        let by_place = path.ancestors().nth(3).filter(|project| Some(runs_path(project).as_path()) == path.parent());
-        if let Some(project) = by_place {
+        if let Some(project) = project_by_place(path) {
             let dir = default_runs(project).and_then(|d| d.sub(run.as_str())).map_err(at(path))?;
             return Ok(RunDir::new(dir, project));
         }
@@ -273,13 +288,25 @@ impl RunDir {
         Ok(RunDir::new(dir, &registry::project_of(path).ok_or_else(no_run)?))
     }
 
-    /// Opens a run's folder as a session's record names it, with what it says of the log.
-    pub fn open_own(own: &OwnRun) -> Result<RunDir, RunError> {
-        let mut folder = RunDir::open_path(&own.path)?;
+    /// Opens the run's folder that a session's record names, with what it says of the log; `None` if there is none or it is
+    /// another one. Its path is not walked: links on the way lead nowhere else, because the folder itself is recognised.
+    pub fn open_own(own: &OwnRun) -> Result<Option<RunDir>, RunError> {
+        let path = &own.path;
+        let dir = match Dir::open_nofollow(path) {
+            Ok(dir) => dir,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(at(path)(e)),
+        };
+        if !session::is_same(own, &dir).map_err(at(path))? {
+            return Ok(None);
+        }
+        let elsewhere = || registry::project_of(path).ok_or_else(|| RunError::NoRun(path.clone()));
+        let project = project_by_place(path).map_or_else(elsewhere, |p| Ok(p.to_owned()))?;
+        let mut folder = RunDir::new(dir, &project);
         if own.log.is_some() {
             folder.log_id = OnceCell::from(own.log);
         }
-        Ok(folder)
+        Ok(Some(folder))
     }
 
     /// Makes the folder of a run in `.claude/runs`, with its plan and an empty log: not a run yet.
@@ -347,7 +374,16 @@ impl RunDir {
         }
         // Only a cache: without it the first hook folds the log.
         drop(index::save(&self.dir, &log, &state.view));
-        Ok(Run { folder: self.again()?, plan: plan.clone(), log, state, indexed: 0, own: Vec::new() })
+        Ok(Run {
+            folder: self.again()?,
+            plan: plan.clone(),
+            log,
+            state,
+            indexed: 0,
+            indexed_ms: 0,
+            index_bytes: 0,
+            own: Vec::new(),
+        })
     }
 
     /// What is said where the first line could not be written. Where locks are refused, nothing of the run stays.
@@ -497,22 +533,45 @@ impl RunDir {
         Tape::open(&self.dir).map_err(|e| self.told(e))
     }
 
-    /// Opens the run for a hook: the view from the index and the events behind it.
+    /// Opens the run with its view: from the index, and the events behind it.
     pub fn open_view(&self) -> Result<Hooked, RunError> {
+        let mut hooked = self.whole_view(self.log()?, None)?;
+        hooked.save_index(self);
+        Ok(hooked)
+    }
+
+    /// Opens the run for a hook call. `None`: the call does not concern it, says the glance in its index, and nothing has
+    /// happened since that would change that. The hook saves the index once its answer is out.
+    pub fn open_if(&self, concerns: impl FnOnce(&Glance<'_>) -> bool) -> Result<Option<Hooked>, RunError> {
         let mut log = self.log()?;
-        let mut view = if let Some(view) = index::load(&self.dir, &mut log) {
-            view
+        let index = Index::open(&self.dir, &mut log);
+        if let Some(index) = &index {
+            let concerned = index.glance().is_none_or(|g| concerns(&g));
+            if !concerned && index.quiet_tail(&mut log).is_some_and(|tail| tail <= LONG_TAIL) {
+                return Ok(None);
+            }
+        }
+        self.whole_view(log, index).map(Some)
+    }
+
+    fn whole_view(&self, mut log: Log, index: Option<Index>) -> Result<Hooked, RunError> {
+        let index = index.or_else(|| Index::open(&self.dir, &mut log));
+        let found = index.and_then(|index| index.view().filter(|_| index.rewind(&mut log)).map(|view| (index, view)));
+        let (index, mut view) = if let Some((index, view)) = found {
+            (Some(index), view)
         } else {
             self.check_index(&mut log)?;
-            View::new(&self.plan()?.0)
+            let mut view = View::new(&self.plan()?.0);
+            log.restart();
+            while log.read_part(&mut view, STAGE).map_err(|e| self.told(e))? {
+                drop(index::save(&self.dir, &log, &view));
+            }
+            (None, view)
         };
-        let from = log.offset();
+        let indexed = index.as_ref().map_or(0, |_| view.seq);
         log.read(&mut view).map_err(|e| self.told(e))?;
         self.check_begun(&log, view.schema)?;
-        if log.offset() - from > STALE_TAIL {
-            drop(index::save(&self.dir, &log, &view));
-        }
-        Ok(Hooked { log, view })
+        Ok(Hooked { log, view, index, indexed })
     }
 
     /// Opens the run with its whole state.
@@ -525,7 +584,7 @@ impl RunDir {
         if state.view.plan_sha256 != sha256 {
             return Err(RunError::Plan("was changed after the run began; nothing is started from it".into()));
         }
-        Ok(Run { folder: self.again()?, plan, log, state, indexed: 0, own: Vec::new() })
+        Ok(Run { folder: self.again()?, plan, log, state, indexed: 0, indexed_ms: 0, index_bytes: 0, own: Vec::new() })
     }
 
     /// The folder of a worker.
@@ -572,9 +631,24 @@ pub struct Hooked {
     pub log: Log,
     /// What it says.
     pub view: View,
+    /// The index that the view began with, and up to which event.
+    index: Option<Index>,
+    indexed: u64,
 }
 
 impl Hooked {
+    /// Replaces the index if it is missing or far behind, unless somebody else is doing it or has done it.
+    pub fn save_index(&mut self, folder: &RunDir) {
+        let due = match &self.index {
+            None => self.log.offset() > WORTH,
+            Some(index) => self.view.seq - self.indexed > LONG_TAIL && index.claim(&folder.dir),
+        };
+        // Only a cache: without it a hook takes longer.
+        if due && !self.log.is_ahead() && index::save(&folder.dir, &self.log, &self.view).is_ok() {
+            (self.index, self.indexed) = (Index::open(&folder.dir, &mut self.log), self.view.seq);
+        }
+    }
+
     /// Folds what is new.
     pub fn refresh(&mut self) -> Result<(), LogError> {
         self.log.read(&mut self.view)
@@ -608,7 +682,10 @@ pub struct Run {
     pub log: Log,
     /// What it says.
     pub state: State,
+    /// Up to where the index was saved, when, and how long it was.
     indexed: u64,
+    indexed_ms: u64,
+    index_bytes: u64,
     own: Vec<OsString>,
 }
 
@@ -671,13 +748,22 @@ impl Run {
         self.folder.dir.sync()
     }
 
-    /// Rewrites the index when the log has grown enough since, or when `now` asks for it.
-    pub fn save_index(&mut self, now: bool) {
-        if now || self.log.offset() - self.indexed > STALE_TAIL {
-            // Only a cache: without it a hook takes longer.
-            if index::save(&self.folder.dir, &self.log, &self.state.view).is_ok() {
-                self.indexed = self.log.offset();
-            }
+    /// Rewrites the index: `now`, or when the last time is long enough ago or much has happened since. For the leader, which
+    /// keeps it fresh for the hooks. Returns after how many milliseconds there will be something to rewrite.
+    pub fn save_index(&mut self, now: bool) -> Option<u64> {
+        let tail = self.log.offset() - self.indexed;
+        if tail == 0 || self.log.is_ahead() {
+            return None;
         }
+        let since = clock::mono_ms().saturating_sub(self.indexed_ms);
+        if !now && since < INDEX_MS && tail <= self.index_bytes.max(WORTH) {
+            return Some(INDEX_MS - since);
+        }
+        // Only a cache: without it a hook takes longer.
+        if let Ok(bytes) = index::save(&self.folder.dir, &self.log, &self.state.view) {
+            (self.indexed, self.index_bytes) = (self.log.offset(), bytes);
+        }
+        self.indexed_ms = clock::mono_ms();
+        None
     }
 }

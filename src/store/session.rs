@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, SessionId};
+use crate::model::scan;
 use crate::store::log;
 use crate::store::registry::LogId;
 use crate::sys::dir::{Dir, FileId};
@@ -145,13 +146,69 @@ impl Session {
         }
         session
     }
+
+    /// As [`Session::fold`], without prompts, what was told, and closed runs. In the lines as cpw writes them, those are
+    /// passed over by their beginning: a session of a thousand prompts costs its hooks little more than a new one.
+    fn fold_open(bytes: &[u8]) -> Session {
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        let mut session = Session::default();
+        // Lines of runs that are not closed so far, each with the name of its folder.
+        let mut runs: Vec<(&[u8], &[u8])> = Vec::new();
+        let mut at = 0;
+        while let Some(end) = scan::line_end(&bytes[..whole], at) {
+            let line = &bytes[at..end];
+            at = end + 1;
+            if line.starts_with(br#"{"t":"prompt","#) || line.starts_with(br#"{"t":"told","#) {
+                continue;
+            }
+            if line.starts_with(br#"{"t":"run","#) {
+                match folder_name(line) {
+                    Some(name) => runs.push((name, line)),
+                    None => return Session::fold(bytes).only_open(),
+                }
+            } else if let Ok(entry) = serde_json::from_slice(line) {
+                if let Entry::Closed { run } = &entry {
+                    runs.retain(|(name, _)| *name != run.as_str().as_bytes());
+                }
+                session.apply(entry);
+            }
+        }
+        for entry in runs.iter().filter_map(|(_, line)| serde_json::from_slice(line).ok()) {
+            session.apply(entry);
+        }
+        session.only_open()
+    }
+
+    fn only_open(mut self) -> Session {
+        self.prompts.clear();
+        self.told.clear();
+        self.runs.retain(|r| !r.closed);
+        self
+    }
+}
+
+/// The name of the folder that a run's line is about, where it is written without escapes.
+fn folder_name(line: &[u8]) -> Option<&[u8]> {
+    let path = line.strip_prefix(br#"{"t":"run","path":""#)?;
+    let path = &path[..scan::string_end(path, 0)?];
+    let name = &path[path.iter().rposition(|b| *b == b'/')? + 1..];
+    (!name.is_empty() && !path.contains(&b'\\')).then_some(name)
 }
 
 /// The record of a session, without its lock; `None` where there is none.
 pub fn load(state_home: &Path, id: &SessionId) -> io::Result<Option<Session>> {
-    let read = || Dir::open(state_home)?.sub(SESSIONS)?.read_bounded(id.as_str(), MAX_BYTES);
+    load_with(state_home, id, Session::fold)
+}
+
+/// As [`load`], without what hooks of tools do not ask for: prompts, what the user was told, and runs that are closed.
+pub fn load_open(state_home: &Path, id: &SessionId) -> io::Result<Option<Session>> {
+    load_with(state_home, id, Session::fold_open)
+}
+
+fn load_with(state_home: &Path, id: &SessionId, fold: impl Fn(&[u8]) -> Session) -> io::Result<Option<Session>> {
+    let read = || Dir::open_nofollow(state_home.join(SESSIONS))?.read_bounded(id.as_str(), MAX_BYTES);
     match read() {
-        Ok(bytes) => Ok(Some(Session::fold(&bytes))),
+        Ok(bytes) => Ok(Some(fold(&bytes))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
@@ -281,6 +338,50 @@ mod tests {
         let odd = b"nonsense\n{\"t\":\"sparkle\",\"x\":1}\n\n\0\n{\"t\":\"prompt\",\"id\":\"p9\"}\n";
         std::fs::write(&path, odd).unwrap();
         assert_eq!(load(home.path(), &id()).unwrap().unwrap().prompts, ["p9"]);
+    }
+
+    #[test]
+    fn what_is_open_is_told_from_the_beginnings_of_lines() {
+        let run = |name: &str| Entry::Run {
+            path: Path::new("/p/.claude/runs").join(name),
+            dev: 1,
+            ino: 2,
+            log: None,
+            rule: "r".into(),
+        };
+        let closed = |name: &str| Entry::Closed { run: RunId::new(name).unwrap() };
+        let (prompt, told) = (Entry::Prompt { id: "p".into() }, Entry::Told { what: "x".into() });
+        let let_go = Entry::LetGo { mono_ms: 3 };
+        let odd = Entry::Run { path: "/p/\"\\/r4".into(), dev: 1, ino: 2, log: None, rule: "r".into() };
+        // Every record of up to three of these lines.
+        let all = [
+            run("r1"),
+            run("r2"),
+            closed("r1"),
+            closed("r2"),
+            prompt,
+            told,
+            let_go,
+            Entry::Off,
+            Entry::On,
+            odd,
+            closed("r4"),
+        ];
+        let lines: Vec<String> = all.iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect();
+        let mut lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        lines.extend(["{\"t\": \"closed\", \"run\": \"r1\"}\n", "nonsense\n", "{\"t\":\"run\",\"path\":\"/x/r1\"}\n"]);
+        let mut tried = 0;
+        let mut stack = vec![(String::new(), 0)];
+        while let Some((text, depth)) = stack.pop() {
+            let whole = Session::fold(text.as_bytes()).only_open();
+            assert_eq!(Session::fold_open(text.as_bytes()), whole, "{text}");
+            assert_eq!(Session::fold_open(format!("{text}{{\"t\":\"off\"").as_bytes()), whole, "{text}");
+            tried += 1;
+            if depth < 3 {
+                stack.extend(lines.iter().map(|line| (format!("{text}{line}"), depth + 1)));
+            }
+        }
+        assert!(tried > 2_500, "{tried}");
     }
 
     #[test]

@@ -33,6 +33,11 @@ impl Scope<'_> {
     }
 }
 
+/// Whether anything is or was switched off by this user: what most hooks ask, and no more.
+pub fn is_any_off(state: &State) -> bool {
+    state.path().join(FOLDER).symlink_metadata().is_ok()
+}
+
 /// Whether hooks do nothing for this project (its canonical path) or session.
 pub fn is_off(state: &State, project: &Path, session: Option<&SessionId>) -> bool {
     let there = |scope: Scope| scope.file(state).symlink_metadata().is_ok();
@@ -74,9 +79,10 @@ mod tests {
         let state = State::open_at(&tmp.path().join("s")).unwrap();
         let (a, b) = (Path::new("/p/a"), Path::new("/p/b"));
         let (s, t) = (SessionId::new("s-1").unwrap(), SessionId::new("t-2").unwrap());
-        assert!(!is_off(&state, a, Some(&s)));
+        assert!(!is_off(&state, a, Some(&s)) && !is_any_off(&state));
         assert!(set(&state, Scope::Project(a), true).unwrap());
         assert!(!set(&state, Scope::Project(a), true).unwrap());
+        assert!(is_any_off(&state));
         assert!(is_off(&state, a, None) && is_off(&state, a, Some(&s)) && !is_off(&state, b, Some(&s)));
         assert!(set(&state, Scope::Session(&s), true).unwrap());
         assert!(is_off(&state, b, Some(&s)) && !is_off(&state, b, Some(&t)) && !is_off(&state, b, None));

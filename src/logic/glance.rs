@@ -1,0 +1,72 @@
+//! The part of a view that tells whether a tool call concerns its run at all. Most calls do not, and a hook that learns so
+//! from a few hundred bytes reads no more. It never says no where the whole view would say yes.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::logic::conductor;
+use crate::logic::view::View;
+use crate::model::event::Head;
+use crate::model::plan::OnClaimed;
+
+/// What a call has to meet.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Glance<'v> {
+    /// Tools whose calls a merge may still change.
+    #[serde(borrow)]
+    tools: Vec<Text<'v>>,
+    /// What is claimed, where a call on it is to be answered.
+    #[serde(borrow)]
+    claims: Vec<Text<'v>>,
+    /// Whether a call was rewritten and what ran was not compared yet.
+    rewrites: bool,
+}
+
+/// A text that stays where it was read from.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Text<'v>(#[serde(borrow)] Cow<'v, str>);
+
+impl<'v> Glance<'v> {
+    /// Of a view.
+    pub fn of(view: &'v View) -> Glance<'v> {
+        let on_claimed = view.conductor.on_claimed;
+        let counts = |over: bool| on_claimed != OnClaimed::Off && (!over || on_claimed == OnClaimed::Redirect);
+        let text = |s: &'v String| Text(Cow::Borrowed(s));
+        let open = view.merges.iter().filter(|m| !m.used && !m.waived);
+        let claimants = view.tasks.values().filter(|b| counts(b.phase.is_final()));
+        Glance {
+            tools: open.map(|m| text(&m.rule.tool)).collect(),
+            claims: claimants.flat_map(|b| b.claims.iter().map(text)).collect(),
+            rewrites: !view.rewrites.is_empty(),
+        }
+    }
+
+    /// Whether a call of `tool` may meet a merge.
+    pub fn may_merge(&self, tool: &str) -> bool {
+        self.tools.iter().any(|t| t.0 == tool)
+    }
+
+    /// Whether a call on one of `paths`, the forms of the file's name, may meet a claim. They are asked for only if there is
+    /// any.
+    pub fn may_be_claimed<'p>(&self, project: &str, paths: impl FnOnce() -> &'p [String]) -> bool {
+        if self.claims.is_empty() {
+            return false;
+        }
+        let paths = paths();
+        self.claims.iter().any(|c| paths.iter().any(|path| conductor::claims(&c.0, project, path)))
+    }
+
+    /// Whether what ran has to be compared with what was meant to run.
+    pub fn has_rewrites(&self) -> bool {
+        self.rewrites
+    }
+}
+
+/// Whether a line, which has to have the number `seq`, leaves the glance as it is. `false` where that takes more than a
+/// look at its beginning.
+pub fn is_unchanged_by(line: &[u8], seq: u64) -> bool {
+    const QUIET: [&[u8]; 4] = [b"progress", b"spawned", b"observed", b"log_repaired"];
+    Head::of(line).is_some_and(|head| head.seq == seq && QUIET.contains(&head.kind))
+}
