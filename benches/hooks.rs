@@ -10,10 +10,13 @@
 #![expect(clippy::expect_used, reason = "a benchmark that cannot go on says so and ends")]
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 
+#[path = "../tests/support/long.rs"]
+mod long;
+
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -23,8 +26,13 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use cpw::logic::view::View;
+use cpw::model::event::Event;
+use cpw::store::log;
 use nix::libc;
 use serde_json::{Value, json};
+
+use crate::long::History;
 
 /// Rounds, each with one call of every case; the slow cases stand in every round as well.
 const ROUNDS: usize = 200;
@@ -33,8 +41,20 @@ const ROUNDS: usize = 200;
 const TOOL_MS: f64 = 5.0;
 const PROMPT_MS: f64 = 50.0;
 
+/// Calls of a hook that has to make its index from a log of a million events.
+const COLD: usize = 7;
+
 /// How long a run may take to end.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// Calls whose ratios are asked for.
+const TRUE: &str = "true (static glibc)";
+const VERSION: &str = "--version, by clap";
+const IDLE: &str = "pre-tool-use, no session record, 2 KB";
+const HUNDRED: &str = "pre-tool-use, 100 events, 2 KB";
+const MILLION: &str = "pre-tool-use, 1,000,000 events, 2 KB";
+const TAIL: &str = "pre-tool-use, 1,000,000 events, 1,000 not indexed";
+const LARGE: &str = "pre-tool-use, 1,000,000 events, 1 MB";
 
 const PROMPT: &str = "Analyze api.py, db.py and ui.py";
 const OTHER_PROMPT: &str = "What is the capital of Peru?";
@@ -59,9 +79,20 @@ fn main() {
     if let Some(path) = std::env::var_os("CPW_BENCH_OTHER") {
         binaries.push(("other", path.into()));
     }
-    let stages: Vec<Stage> =
-        binaries.iter().map(|(name, program)| Stage::new(&folder.path().join(name), name, program)).collect();
-    let mut cases = vec![Case::base(&base)];
+    let stages: Vec<Stage> = binaries
+        .iter()
+        .map(|(name, program)| {
+            // What a linker has just written starts more slowly than the same bytes copied.
+            let copy = folder.path().join(format!("cpw-{name}"));
+            fs::copy(program, &copy).expect("a file in our folder");
+            Stage::new(&folder.path().join(name), name, &copy)
+        })
+        .collect();
+    let mut cases = vec![Case::plain("C", TRUE, &base)];
+    match empty_musl(folder.path()) {
+        Some(path) => cases.push(Case::plain("Rust", "an empty program, musl", &path)),
+        None => println!("SKIPPED: no empty program for musl; `rustup target add x86_64-unknown-linux-musl`"),
+    }
     for stage in &stages {
         cases.extend(stage.cases());
     }
@@ -80,7 +111,35 @@ fn main() {
     }
     report(&cases);
     for stage in &stages {
+        report_ratios(stage.name, &cases);
+    }
+    for stage in &stages {
+        stage.report_cold();
         stage.report_workers();
+    }
+}
+
+/// What is asked of the hooks relative to other programs of the same rounds.
+fn report_ratios(binary: &'static str, cases: &[Case]) {
+    let took = |binary: &str, name: &str| {
+        cases.iter().find(|c| c.binary == binary && c.name == name).map_or(f64::NAN, Case::median)
+    };
+    let (base, version) = (took("C", TRUE), took(binary, VERSION));
+    // The same binary without glibc has less to start.
+    let musl = binary == "musl";
+    let million = took(binary, MILLION);
+    println!();
+    println!("{binary}: ratios");
+    for (what, ratio, target) in [
+        (IDLE, took(binary, IDLE) / base, if musl { 0.8 } else { 1.45 }),
+        (MILLION, million / base, if musl { 0.9 } else { 1.6 }),
+        ("the same to its own --version", million / version, 1.0),
+        ("the same to 100 events", million / took(binary, HUNDRED), 1.1),
+        (TAIL, took(binary, TAIL) / base, 2.7),
+        (LARGE, took(binary, LARGE) / base, 4.5),
+    ] {
+        let verdict = if ratio <= target { "ok" } else { "MISSED" };
+        println!("  {what:<52} {ratio:>7.2} <= {target} {verdict}");
     }
 }
 
@@ -113,6 +172,15 @@ fn musl() -> Option<PathBuf> {
     let release = Path::new(env!("CARGO_BIN_EXE_cpw")).parent()?;
     let path = release.parent()?.parent()?.join("x86_64-unknown-linux-musl/release/cpw");
     path.is_file().then_some(path)
+}
+
+/// An empty program of Rust, linked with musl, where that target is installed.
+fn empty_musl(folder: &Path) -> Option<PathBuf> {
+    let (source, program) = (folder.join("empty.rs"), folder.join("empty"));
+    fs::write(&source, "fn main() {}\n").expect("a file in our folder");
+    let target = ["--target", "x86_64-unknown-linux-musl", "-O", "-C", "panic=abort", "-o"];
+    let built = Command::new("rustc").args(target).arg(&program).arg(&source).output();
+    built.is_ok_and(|out| out.status.success()).then_some(program)
 }
 
 type Step = Box<dyn FnMut(&mut Call)>;
@@ -177,10 +245,11 @@ impl Case {
         }
     }
 
-    fn base(program: &Path) -> Self {
+    /// A program without arguments that does nothing.
+    fn plain(binary: &'static str, name: &str, program: &Path) -> Self {
         let call =
             Call { program: program.to_owned(), args: Vec::new(), env: Vec::new(), cwd: "/".into(), stdin: Vec::new() };
-        Self::new("C", "true (static glibc)", call)
+        Self::new(binary, name, call)
     }
 
     fn target(mut self, ms: f64) -> Self {
@@ -242,6 +311,10 @@ struct Stage {
     held: Place,
     /// With a finished run: what is delivered is undone before each call.
     finished: Place,
+    /// With an open run of 100 events, of 1,000,000, and of as many of which 1,000 are not in the index.
+    hundred: History,
+    million: History,
+    tail: History,
     /// With rules; each prompt gets a session and a project of its own below it.
     fresh: PathBuf,
 }
@@ -375,15 +448,24 @@ fn config() -> Value {
 
 impl Stage {
     fn new(root: &Path, name: &'static str, program: &Path) -> Self {
-        let stage = Self {
+        let indexed = |root: &Path, events| {
+            let history = History::new(root, events);
+            history.save_index();
+            history
+        };
+        let mut stage = Self {
             name,
             program: program.to_owned(),
             root: root.to_owned(),
             bare: Place::new(&root.join("bare"), false),
             held: Place::new(&root.join("held"), true),
             finished: Place::new(&root.join("finished"), true),
+            hundred: indexed(&root.join("hundred"), 100),
+            million: indexed(&root.join("million"), 1_000_000),
+            tail: indexed(&root.join("tail"), 999_000),
             fresh: root.join("fresh"),
         };
+        stage.tail.grow(1000);
         let started = |place: &Place, prompt: &str| {
             place.allow(program);
             let (out, _) = place.call(program, &["user-prompt-submit"], &place.prompt(prompt)).run();
@@ -401,7 +483,15 @@ impl Stage {
         let case = |name: &str, call| Case::new(self.name, name, call);
         let tool =
             |place: &Place, hook: &[&str], event: &str, bytes| place.call(program, hook, &place.tool(event, bytes));
-        let mut cases = vec![case("--version, by clap", bare.call(program, &["--version"], &Value::Null)).says("cpw ")];
+        let mut cases = vec![case(VERSION, bare.call(program, &["--version"], &Value::Null)).says("cpw ")];
+        for (name, history, bytes) in [
+            (HUNDRED, &self.hundred, 2_000),
+            (MILLION, &self.million, 2_000),
+            (TAIL, &self.tail, 2_000),
+            (LARGE, &self.million, 1_000_000),
+        ] {
+            cases.push(case(name, self.in_history(history, bytes)).target(TOOL_MS));
+        }
         for (bytes, size) in [(2_000, "2 KB"), (1_000_000, "1 MB")] {
             let pre = tool(bare, &["pre-tool-use"], "PreToolUse", bytes);
             cases.push(case(&format!("pre-tool-use, no session record, {size}"), pre).target(TOOL_MS));
@@ -416,6 +506,40 @@ impl Stage {
         cases.extend(self.stops());
         cases.extend(self.prompts());
         cases
+    }
+
+    fn in_history(&self, history: &History, bytes: usize) -> Call {
+        Call {
+            program: self.program.clone(),
+            args: vec!["pre-tool-use".into()],
+            env: history.env().into_iter().map(|(name, value)| (name, value.into())).collect(),
+            cwd: history.project.clone(),
+            stdin: history.call(bytes),
+        }
+    }
+
+    /// A hook that finds no index behind a million events, and the next one, against all lines decoded in this process.
+    fn report_cold(&self) {
+        let call = self.in_history(&self.million, 2_000);
+        let (mut whole, mut cold, mut next) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..COLD {
+            whole.push(replay(&self.million));
+            self.million.remove_index();
+            cold.push(call.run().1.as_secs_f64());
+            assert!(self.million.is_indexed(), "{}: the hook left no index", self.name);
+            next.push(call.run().1.as_secs_f64());
+        }
+        let [whole, cold, next] = [whole, cold, next].map(|took| quantile(&took, 0.5));
+        let verdict = if cold / whole <= 0.6 { "ok" } else { "MISSED" };
+        println!();
+        println!("{}: 1,000,000 events without an index, medians of {COLD}", self.name);
+        println!("  all lines decoded and folded, in process {:>20.1} ms", whole * 1e3);
+        println!(
+            "  the hook, whole process, makes the index {:>20.1} ms, ratio {:.2} <= 0.6 {verdict}",
+            cold * 1e3,
+            cold / whole
+        );
+        println!("  the next hook {:>47.2} ms", next * 1e3);
     }
 
     /// Stop on a finished run: with everything to say, and with everything said.
@@ -521,6 +645,20 @@ impl Drop for Stage {
             self.held.wait_until_over();
         }
     }
+}
+
+/// Reads a history as a program would that keeps no index: every line into its type, and all of them folded.
+fn replay(history: &History) -> f64 {
+    let begun = Instant::now();
+    let mut view = View::new(&history.folder().plan().expect("our own plan").0);
+    let mut lines = BufReader::with_capacity(256 * 1024, File::open(history.run.join(log::NAME)).expect("our own log"));
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line).expect("our own log") > 0 {
+        view.apply(&Event::decode(&line[..line.len() - 1]).expect("an event"));
+        line.clear();
+    }
+    assert_eq!(view.seq, 1_000_000);
+    begun.elapsed().as_secs_f64()
 }
 
 /// When an event was written, in milliseconds of the day.
