@@ -199,7 +199,6 @@ impl Worker {
             let at = wait.map(|ms| clock::mono_ms() + ms);
             self.look_at_ms = self.look_at_ms.into_iter().chain(at).min();
         }
-        if todo.changed {}
         self.sync_at_ends(todo.hire == 0, todo.leave);
         Ok(todo.leave)
     }

@@ -93,6 +93,7 @@ pub fn has_business(state: &State, plan: &Plan, facts: Facts<'_>, slot: Slot<'_>
     slot.ending.is_some()
         || slot.progress.is_some()
         || slot.leaving
+        || (idle && is_given_up(state, slot.me))
         || (idle && (state.view.ended.is_some() || slot.duty != Duty::Slot))
         || !state.view.knows(slot.me)
         || (idle && !slot.leads && state.unstarted == 0)
@@ -100,6 +101,11 @@ pub fn has_business(state: &State, plan: &Plan, facts: Facts<'_>, slot: Slot<'_>
         || (slot.leads && sched::workers_wanted(state, plan, facts) > 0)
         || strays(state, slot).next().is_some()
         || !sched::consequences(state, plan, facts).is_empty()
+}
+
+/// Whether somebody has declared this worker dead, which lives: whatever it did would come too late, so it leaves.
+fn is_given_up(state: &State, me: WorkerNo) -> bool {
+    state.view.knows(me) && !state.view.workers.contains_key(&me.0)
 }
 
 /// One step. `cwd` tells where a task would run.
@@ -120,22 +126,23 @@ pub fn step<L: Ledger>(
     }
     give_up_strays(ledger, plan, facts, slot)?;
     settle(ledger, plan, facts)?;
+    let leaving = slot.leaving || is_given_up(ledger.state(), slot.me);
     let served = slot.ending.is_some() && slot.duty != Duty::Slot;
-    if slot.attempt.is_none() && !slot.leaving && !served {
+    if slot.attempt.is_none() && !leaving && !served {
         todo.begin = claim(ledger, plan, facts, slot, cwd)?;
     }
     let state = ledger.state();
     let idle = slot.attempt.is_none() && todo.begin.is_none();
     let over = state.view.ended.is_some();
     let useless = !slot.leads && state.unstarted == 0;
-    if idle && (over || useless || slot.leaving || slot.duty != Duty::Slot) {
+    if idle && (over || useless || leaving || slot.duty != Duty::Slot) {
         todo.leave = true;
         let reason = match (over, slot.leaving) {
             (true, _) => "the run is over",
             (false, true) => "told to end",
             (false, false) => "nothing to do",
         };
-        if state.view.knows(slot.me) {
+        if state.view.workers.contains_key(&slot.me.0) {
             ledger.emit(Draft::worker(slot.me, Body::WorkerExited(Reason { reason: reason.into() })))?;
         }
     } else if slot.duty == Duty::Slot && slot.leads {
