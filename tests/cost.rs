@@ -10,6 +10,8 @@
 #[cfg(test)]
 #[path = "support/long.rs"]
 mod long;
+#[path = "support/skip.rs"]
+mod skip;
 
 #[cfg(test)]
 mod tests {
@@ -25,6 +27,7 @@ mod tests {
     use nix::sys::resource::{UsageWho, getrusage};
 
     use crate::long::History;
+    use crate::skip::skip;
 
     /// The most instructions, and page faults, of a complete pre-tool-use with 2 KB on stdin.
     const INSTRUCTIONS: u64 = 150_000;
@@ -45,7 +48,8 @@ mod tests {
                 return Some(Program(path.into()));
             }
             if cfg!(debug_assertions) {
-                println!("SKIPPED: a debug build says nothing about cost; CPW_TEST_BINARY names a release build");
+                let why = "a debug build says nothing about cost; CPW_TEST_BINARY names a release build";
+                skip("what a hook costs", why, "CPW_REQUIRE_VALGRIND");
                 return None;
             }
             Some(Program(env!("CARGO_BIN_EXE_cpw").into()))
@@ -110,8 +114,7 @@ mod tests {
     fn valgrind() -> bool {
         let found = Command::new("valgrind").arg("--version").output().is_ok_and(|out| out.status.success());
         if !found {
-            assert!(std::env::var_os("CPW_REQUIRE_VALGRIND").is_none_or(|v| v != "1"), "valgrind is not installed");
-            println!("SKIPPED: instructions were not counted, valgrind is not installed");
+            skip("instructions", "valgrind is not installed", "CPW_REQUIRE_VALGRIND");
         }
         found
     }

@@ -21,6 +21,8 @@ mod ledger;
 mod operations;
 #[path = "support/scratch.rs"]
 mod scratch;
+#[path = "support/skip.rs"]
+mod skip;
 #[path = "support/strace.rs"]
 mod strace;
 
@@ -35,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use operations::{OPERATIONS, Operation};
 use scratch::{Done, Scratch};
+use skip::skip;
 use strace::{Call, Kind};
 
 /// Fewer points than these are a suite that has shrunk.
@@ -171,8 +174,7 @@ fn is_asked(variable: &str, value: &str) -> bool {
 /// Whether strace is there. Where it is not, the suite says so, or fails if it was asked for.
 fn can_trace(suite: &str) -> bool {
     let Some(why) = strace::missing() else { return true };
-    assert!(!is_asked("CPW_REQUIRE_STRACE", "1"), "{suite}: {why}");
-    println!("SKIPPED: {suite}: {why}");
+    skip(suite, &why, "CPW_REQUIRE_STRACE");
     false
 }
 
@@ -444,7 +446,7 @@ fn torn_by_a_limit_on_the_size_of_files() {
     let _turn = turn();
     let begun = Instant::now();
     if !Command::new("prlimit").arg("--version").output().is_ok_and(|out| out.status.success()) {
-        println!("SKIPPED: torn: there is no prlimit");
+        skip("torn by a limit", "there is no prlimit", "CPW_REQUIRE_STRACE");
         return;
     }
     let folder = tempfile::Builder::new().prefix("cpw-faults-").tempdir().unwrap();
@@ -487,7 +489,7 @@ fn torn_by_a_full_disk() {
     let user = if nix::unistd::geteuid().is_root() { "-m" } else { "-rm" };
     let can = Command::new("unshare").args([user, "mount", "-t", "tmpfs", "none", "/tmp"]).output();
     if !can.is_ok_and(|out| out.status.success()) {
-        println!("SKIPPED: full disk: no file system can be mounted in a namespace of its own here");
+        skip("full disk", "no file system can be mounted in a namespace of its own here", "CPW_REQUIRE_POWER");
         return;
     }
     let mut inner = Command::new("unshare");

@@ -14,11 +14,11 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Output, Stdio};
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use serde_json::{Value, json};
 
+    use crate::support::skip::skip;
     use crate::support::world::{World, program, wait_for};
 
     const SESSION: &str = "0d7c21db-c86a-4ce8-8596-eab74720765d";
@@ -226,10 +226,7 @@ mod tests {
     const NFS: &str = "inject=fstatfs:poke_exit=@arg2=6969000000000000";
 
     fn skipped(what: &str) {
-        static SKIPPED: AtomicUsize = AtomicUsize::new(0);
-        let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-        // The real stderr, which the test runner does not capture.
-        writeln!(std::io::stderr(), "SKIPPED: {what}: no strace that may trace ({count} skipped so far)").ok();
+        skip(what, "no strace that may trace", "CPW_REQUIRE_STRACE");
     }
 
     #[test]

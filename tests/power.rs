@@ -34,6 +34,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::history;
+    use crate::support::skip::skip;
     use crate::support::world::{World, program, wait_for};
 
     const LIMIT: Duration = Duration::from_mins(1);
@@ -44,11 +45,6 @@ mod tests {
     /// Calls by which a process writes, syncs, starts, signals or leaves: what others can notice, and what makes it safe.
     const TRACED: &str = "trace=write,writev,pwrite64,pwritev,ftruncate,fdatasync,fsync,flock,rename,renameat,renameat2,\
         linkat,clone,clone3,fork,vfork,execve,kill,tgkill,pidfd_send_signal,exit_group";
-
-    fn skip(what: &str, why: &str, required: &str) {
-        assert!(std::env::var_os(required).is_none(), "{what}: {why}");
-        println!("SKIPPED: {what}: {why}");
-    }
 
     fn run_folder(world: &World) -> PathBuf {
         let find = || {

@@ -7,12 +7,10 @@
 
 use std::any::type_name;
 use std::fs::{self, File, TryLockError};
-use std::io::Write as _;
 use std::mem::size_of;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{
@@ -20,6 +18,7 @@ use nix::sys::socket::{
 };
 
 use super::client::{self, Installed};
+use super::skip::skip;
 use super::world::wait_for;
 
 /// Set in the inner process: the network namespace of the outer one.
@@ -56,7 +55,7 @@ pub(crate) fn on_each_client<F: FnOnce(&Installed)>(test: F) {
     for found in client::installed() {
         match found {
             Ok(client) => clients.push(client),
-            Err(reason) => skip(name, &reason),
+            Err(reason) => skip(name, &reason, REQUIRE),
         }
     }
     std::thread::scope(|scope| {
@@ -68,14 +67,6 @@ pub(crate) fn on_each_client<F: FnOnce(&Installed)>(test: F) {
             verify(&client.version, &run.join().expect("the inner process could be started"));
         }
     });
-}
-
-/// Says on the real stderr, which the test runner does not capture, that a test was not run.
-fn skip(name: &str, reason: &str) {
-    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
-    assert!(std::env::var_os(REQUIRE).is_none_or(|value| value != "1"), "{REQUIRE}=1, but: {reason}");
-    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    writeln!(std::io::stderr(), "SKIPPED: {name}: {reason} ({count} skipped so far)").ok();
 }
 
 fn is_inside() -> bool {
@@ -102,7 +93,7 @@ fn unshare_or_skip(name: &str) -> Option<Unshare> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => format!("unshare (util-linux): {error}"),
     };
-    skip(name, &format!("no network namespace: {reason}"));
+    skip(name, &format!("no network namespace: {reason}"), REQUIRE);
     None
 }
 
