@@ -208,6 +208,9 @@ impl Worker {
         let begun = all_hired && self.attempt.is_some() && !self.synced;
         if self.leads && (begun || leaving) {
             self.synced = true;
+            if leaving && self.run.state.view.ended.is_some() {
+                self.run.folder.sweep();
+            }
             if let Err(error) = self.run.sync() {
                 tracing::warn!(%error, "the run could not be synced to disk");
             }
@@ -311,9 +314,6 @@ impl Worker {
     fn find_dead(&mut self) -> Result<(), LogError> {
         self.dead.clear();
         let view = &self.run.state.view;
-        if view.boot_id != clock::boot_id() {
-            return Ok(());
-        }
         // Also who has left the list while an attempt of his is open: nobody else will end that.
         let nobody = Process { pid: 0, start_time: 0, boot_id: String::new() };
         let tasks = &self.run.state.tasks;
@@ -321,6 +321,10 @@ impl Worker {
         let mut all: BTreeMap<u32, &Process> = holders.map(|n| (n, &nobody)).collect();
         all.extend(view.workers.iter().map(|(n, p)| (*n, p)));
         all.remove(&self.me.0);
+        if view.boot_id != clock::boot_id() {
+            // Who was there before the restart is dead anyway, and has left no process.
+            all.retain(|_, process| process.boot_id == clock::boot_id());
+        }
         let is_dead = |n: u32, p: &Process| crew::life(&self.run.folder, WorkerNo(n), p) == Life::Dead;
         let dead: Vec<u32> = all.into_iter().filter(|(n, p)| is_dead(*n, p)).map(|(n, _)| n).collect();
         if !dead.is_empty() {

@@ -85,8 +85,8 @@ enum Shown {
     Whole(Box<Whole>),
     /// Ended: only what its index knows.
     Brief(RunId, Box<View>),
-    /// Not readable.
-    Damaged(RunId, String),
+    /// Not readable: its state in a word, and why.
+    Damaged(RunId, &'static str, String),
 }
 
 struct Whole {
@@ -272,14 +272,17 @@ fn stand(shown: &Shown) -> (RunId, u64) {
     match shown {
         Shown::Whole(whole) => (whole.run.plan.run.clone(), whole.run.state.view.seq),
         Shown::Brief(id, view) => (id.clone(), view.seq),
-        Shown::Damaged(id, _) => (id.clone(), 0),
+        Shown::Damaged(id, ..) => (id.clone(), 0),
     }
 }
 
 fn damaged(id: RunId, e: RunError) -> Shown {
+    const DAMAGED: &str = "damaged";
     match e {
-        RunError::Damaged { why, .. } => Shown::Damaged(id, why),
-        e => Shown::Damaged(id, e.to_string()),
+        RunError::Damaged { why, .. } => Shown::Damaged(id, DAMAGED, why),
+        e @ RunError::Plan(_) => Shown::Damaged(id, DAMAGED, e.to_string()),
+        // Busy, or refused by the system: it says nothing about the run.
+        e => Shown::Damaged(id, "unknown", e.to_string()),
     }
 }
 
@@ -320,8 +323,8 @@ fn errors_json(errors: Option<&Errors>) -> Value {
 
 fn text(out: &mut String, shown: &Shown, detail: bool, paint: Paint) {
     match shown {
-        Shown::Damaged(id, why) => {
-            let _ = writeln!(out, "{}  {}: {}", paint.bold(id), paint.bad("damaged"), one_line(why, 300));
+        Shown::Damaged(id, word, why) => {
+            let _ = writeln!(out, "{}  {}: {}", paint.bold(id), paint.bad(word), one_line(why, 300));
             let hint = format!("  nothing is started from it; `cpw doctor {id}` says what can be done\n");
             out.push_str(&paint.dim(hint));
         }
@@ -465,7 +468,7 @@ fn counts_json(view: &View) -> Value {
 
 fn run_json(shown: &Shown) -> Value {
     let (id, view) = match shown {
-        Shown::Damaged(id, why) => return json!({ "run": id, "state": "damaged", "reason": why }),
+        Shown::Damaged(id, word, why) => return json!({ "run": id, "state": word, "reason": why }),
         Shown::Brief(id, view) => (id, &**view),
         Shown::Whole(w) => (&w.run.plan.run, &w.run.state.view),
     };

@@ -577,11 +577,24 @@ fn text(line: &[u8]) -> Option<(&[u8], &[u8])> {
 impl Event {
     /// Reads one line, without its line feed.
     pub fn decode(line: &[u8]) -> Result<Event, BadLine> {
+        Event::decode_with(line, Err)
+    }
+
+    /// As [`Event::decode`], of a log of a newer schema: what does not fit the payload of a kind is a kind of its own.
+    pub fn decode_newer(line: &[u8]) -> Result<Event, BadLine> {
+        Event::decode_with(line, |_| Ok(Body::Unknown))
+    }
+
+    fn decode_with(
+        line: &[u8],
+        misfit: impl FnOnce(serde_json::Error) -> Result<Body, serde_json::Error>,
+    ) -> Result<Event, BadLine> {
         if line.len() >= MAX_LINE {
             return Err(BadLine::TooLong(line.len()));
         }
         let raw: RawLine<'_> = serde_json::from_slice(line).map_err(BadLine::Json)?;
-        let body = Body::decode(&raw.t, raw.payload.map_or("{}", RawValue::get)).map_err(BadLine::Json)?;
+        let payload = raw.payload.map_or("{}", RawValue::get);
+        let body = Body::decode(&raw.t, payload).or_else(misfit).map_err(BadLine::Json)?;
         Ok(Event {
             seq: raw.seq,
             ts: raw.ts.into_owned(),

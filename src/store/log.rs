@@ -424,8 +424,9 @@ impl<M: Medium> Log<M> {
                     continue;
                 }
                 let line = fold.seq() + 1;
-                let event = Event::decode(text)
-                    .map_err(|e| self.bad_line(line, format!("line {line} of events.jsonl is {e}")))?;
+                // A newer cpw may have put something else into the payload of a kind that this one knows.
+                let decoded = if fold.schema() > SCHEMA { Event::decode_newer(text) } else { Event::decode(text) };
+                let event = decoded.map_err(|e| self.bad_line(line, format!("line {line} of events.jsonl is {e}")))?;
                 if event.seq != line {
                     let (before, found) = (line - 1, event.seq);
                     let why = format!("seq {line} is missing after line {before} of events.jsonl (found {found})");

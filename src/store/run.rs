@@ -587,6 +587,18 @@ impl RunDir {
         Ok(Run { folder: self.again()?, plan, log, state, indexed: 0, indexed_ms: 0, index_bytes: 0, own: Vec::new() })
     }
 
+    /// Removes what writers that are dead have left: files that were not renamed to their place, bells not hung up.
+    pub fn sweep(&self) {
+        self.dir.sweep();
+        for name in [BELLS, WORKERS] {
+            let Ok(dir) = self.dir.sub(name) else { continue };
+            dir.sweep();
+            for worker in dir.names().unwrap_or_default() {
+                drop(dir.sub(worker).and_then(|d| d.sub("logs")).map(|logs| logs.sweep()));
+            }
+        }
+    }
+
     /// The folder of a worker.
     pub fn worker(&self, worker: WorkerNo) -> io::Result<Dir> {
         self.dir.sub(WORKERS)?.sub(worker.to_string())

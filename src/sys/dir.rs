@@ -200,6 +200,21 @@ impl Dir {
         }
     }
 
+    /// Removes hidden files that carry the pid of a process that is no more: what [`Dir::write_atomic`], or a bell that was
+    /// not hung up yet, leaves behind when its writer is killed. A file of another container may go, too, whose writer then
+    /// fails: only for folders where nobody else works any more.
+    pub fn sweep(&self) {
+        for name in self.names().unwrap_or_default() {
+            let text = name.to_string_lossy();
+            let Some(hidden) = text.strip_prefix(TEMP_PREFIX).or_else(|| text.strip_prefix('.')) else { continue };
+            let Some(pid) = hidden.split('.').next().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            if pid > 0 && super::process::identity_of(pid).is_none() {
+                // Left behind it is harmless.
+                drop(self.remove(&name));
+            }
+        }
+    }
+
     /// Renames within this folder, replacing what has the new name.
     pub fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> io::Result<()> {
         let (from, to) = (component(from.as_ref())?, component(to.as_ref())?);
@@ -343,6 +358,26 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         path.symlink_metadata().unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn what_dead_writers_left_is_swept_and_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(temp.path()).unwrap();
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let (dead, me) = (gone.id(), std::process::id());
+        let stay =
+            [format!(".tmp.{me}.0"), ".tmp.x".into(), ".gitignore".into(), format!("{dead}.0"), ".tmp.0.1".into()];
+        for name in stay.iter().cloned().chain([format!(".tmp.{dead}.0"), format!(".{dead}.17.all")]) {
+            std::fs::write(temp.path().join(name), "").unwrap();
+        }
+        dir.sweep();
+        let mut left: Vec<String> = dir.names().unwrap().into_iter().map(|n| n.into_string().unwrap()).collect();
+        left.sort();
+        let mut expected = stay.to_vec();
+        expected.sort();
+        assert_eq!(left, expected);
     }
 
     #[test]

@@ -307,11 +307,13 @@ fn a_log_that_is_cut_deleted_or_exchanged_meanwhile_is_damaged() {
 fn a_newer_log_is_read_and_not_written() {
     let (temp, dir, _, _) = three();
     let text = String::from_utf8(bytes(temp.path())).unwrap();
-    let newer = text.replacen("\"v\":1", "\"v\":2", 1) + "{\"t\":\"sparkle\",\"seq\":4,\"payload\":{}}\n";
+    // A kind that is new, and one that is known with something else in it.
+    let newer = text.replacen("\"v\":1", "\"v\":2", 1)
+        + "{\"t\":\"sparkle\",\"seq\":4,\"payload\":{}}\n{\"t\":\"skipped\",\"seq\":5,\"payload\":{\"because\":[1]}}\n";
     std::fs::write(temp.path().join(NAME), &newer).unwrap();
     let (mut log, mut count) = (Log::open(&dir).unwrap(), Count::default());
     log.read(&mut count).unwrap();
-    assert_eq!((count.seq, count.schema), (4, 2));
+    assert_eq!((count.seq, count.schema), (5, 2));
     let error = write(&mut log, &mut count, "x").unwrap_err();
     assert!(matches!(error, LogError::Newer(2)), "{error}");
     assert_eq!(bytes(temp.path()), newer.as_bytes());
