@@ -60,7 +60,7 @@ pub fn enlist(folder: &RunDir, last: u32) -> io::Result<(WorkerNo, File)> {
     let workers = folder.dir.sub(WORKERS)?;
     let mut number = last;
     loop {
-        number += 1;
+        number = number.checked_add(1).ok_or_else(|| io::Error::other("there is no number left for a worker"))?;
         let worker = WorkerNo(number);
         let dir = match workers.make_new_sub(worker.to_string(), 0o700) {
             Ok(dir) => dir,

@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let id = run.plan.tasks[index].id.clone();
     print::err(format_args!("cpw: run {} · task {id} · {me}", run.plan.run));
     let termination = signals::catch_termination()?;
-    let number = run.state.tasks[index].attempts + 1;
+    let number = run.state.tasks[index].attempts.saturating_add(1);
     run.save_index(true);
     let mut tail = Tail::new(run.folder.again()?, me, &id, number);
     let run = Worker::new(run, me, live, Duty::Only(index))?.work(&termination, Some(TAIL), |_| tail.print())?;

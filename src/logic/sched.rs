@@ -199,7 +199,7 @@ pub fn next_task(state: &State, plan: &Plan, facts: Facts<'_>) -> Option<(usize,
     // A task whose pause is over goes before a new one: it is older.
     let due = state.retrying.first().filter(|(at, _)| *at <= facts.now_ms).map(|&(_, i)| i);
     let i = due.or_else(|| state.ready.first().map(|&(_, i)| i))?;
-    Some((i, state.tasks[i].attempts + 1))
+    Some((i, state.tasks[i].attempts.saturating_add(1)))
 }
 
 /// Workers to start, so that everything that is ready can run.

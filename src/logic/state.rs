@@ -246,7 +246,7 @@ impl State {
     fn begin(&mut self, i: usize, event: &Event, since_ms: u64) {
         self.leave_queues(i);
         let task = &mut self.tasks[i];
-        let number = event.attempt.unwrap_or(task.attempts + 1);
+        let number = event.attempt.unwrap_or(task.attempts.saturating_add(1));
         task.phase = Phase::Running;
         task.attempts = number;
         task.worker = event.worker;
@@ -308,8 +308,8 @@ impl State {
     fn charge(&mut self, i: usize, usage: Option<Usage>) {
         if let Some(u) = usage {
             let sum = &mut self.tasks[i].usage;
-            sum.turns += u.turns;
-            sum.tokens += u.tokens;
+            sum.turns = sum.turns.saturating_add(u.turns);
+            sum.tokens = sum.tokens.saturating_add(u.tokens);
             sum.cost_usd += u.cost_usd;
             self.spent_usd += u.cost_usd;
         }
@@ -365,5 +365,39 @@ impl State {
                 self.doomed.entry(d).or_insert(i);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::simulation::{plan, task};
+    use crate::model::event::{Draft, Started};
+
+    #[test]
+    fn the_largest_numbers_that_a_line_can_hold_are_no_fault() {
+        let plan = plan(vec![task("a")]);
+        let id = &plan.tasks[0].id;
+        let process = || Process { pid: 1, start_time: 1, boot_id: String::new() };
+        let started = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: u64::MAX });
+        let usage = Usage { turns: u64::MAX, tokens: u64::MAX, cost_usd: 1.0 };
+        let failed = || {
+            Body::Failed(Ended { will_retry: true, retry_at: Some(u64::MAX), usage: Some(usage), ..Ended::default() })
+        };
+        let mut state = State::new(&plan);
+        for draft in [
+            Draft::worker(WorkerNo(u32::MAX), Body::WorkerStarted(process())),
+            Draft::worker(WorkerNo(3), Body::WorkerStarted(process())),
+            Draft::attempt(None, id, u32::MAX, started()),
+            Draft::attempt(None, id, u32::MAX, failed()),
+            Draft::task(id, started()),
+            Draft::attempt(None, id, u32::MAX, failed()),
+        ] {
+            let seq = state.view.seq + 1;
+            state.apply(&Event::new(draft, seq, String::new()));
+        }
+        let task = &state.tasks[0];
+        assert_eq!((task.phase, task.attempts, task.usage.tokens), (Phase::Retrying, u32::MAX, u64::MAX));
+        assert_eq!(state.view.last_worker, u32::MAX);
     }
 }

@@ -242,7 +242,7 @@ fn claim<L: Ledger>(
         Duty::Only(i) => {
             let task = &state.tasks[i];
             let free = state.view.ended.is_none() && !task.phase.is_final() && task.open.is_none();
-            free.then_some((i, task.attempts + 1))
+            free.then_some((i, task.attempts.saturating_add(1)))
         }
     };
     let Some((index, number)) = next else { return Ok(None) };

@@ -360,7 +360,7 @@ impl View {
                 if let Some(WorkerNo(n)) = event.worker {
                     self.workers.insert(n, process.clone());
                     // A gap is small: numbers are given one after the other.
-                    self.unseen.extend((self.last_worker + 1..n).take(MAX_GAP));
+                    self.unseen.extend((self.last_worker.saturating_add(1)..n).take(MAX_GAP));
                     self.unseen.remove(&n);
                     self.last_worker = self.last_worker.max(n);
                 }
