@@ -1,6 +1,7 @@
 //! What Claude Code says on stdin: one JSON object. Read with a bound in size and time, because its end may never come;
 //! every field is optional and unknown ones are ignored, because the client changes.
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
@@ -23,7 +24,7 @@ const PATIENCE_MS: u64 = 900;
 
 /// A hook's payload.
 #[derive(Debug, Default)]
-pub(super) struct Payload {
+pub struct Payload {
     /// The session.
     pub session_id: Option<String>,
     /// The session's current directory.
@@ -46,27 +47,34 @@ pub(super) struct Payload {
 
 /// A tool's input: its fields as they were sent, because they can be large and most hooks look at one of them or at none.
 #[derive(Debug, Default)]
-pub(super) struct Input {
+pub struct Input {
     /// All that the client said.
     text: Vec<u8>,
     /// Where each field's name, without quotes, and its value stand in it.
     fields: Vec<(Range<usize>, Range<usize>)>,
 }
 
+/// The name of a field, which stands between quotes at `at`. The client writes them plainly.
+fn named<'a>(text: &'a [u8], at: &Range<usize>) -> serde_json::Result<Cow<'a, str>> {
+    match std::str::from_utf8(&text[at.clone()]) {
+        Ok(plain) if !plain.contains('\\') => Ok(plain.into()),
+        _ => serde_json::from_slice(&text[at.start - 1..=at.end]).map(Cow::Owned),
+    }
+}
+
 impl Input {
     /// All of it. An error if any of it cannot be read, because a part of it must not be given back as the whole.
-    pub(super) fn fields(&self) -> anyhow::Result<Map<String, Value>> {
+    pub fn fields(&self) -> anyhow::Result<Map<String, Value>> {
         let read = |(name, value): &(Range<usize>, Range<usize>)| -> serde_json::Result<(String, Value)> {
-            // The quotes stand around the name.
-            let name = serde_json::from_slice(&self.text[name.start - 1..=name.end])?;
-            Ok((name, serde_json::from_slice(&self.text[value.clone()])?))
+            Ok((named(&self.text, name)?.into_owned(), serde_json::from_slice(&self.text[value.clone()])?))
         };
         self.fields.iter().map(|field| read(field).context("the tool's input cannot be read")).collect()
     }
 
     /// A field as text: strings as they are, other values as JSON.
     fn text(&self, name: &str) -> Option<String> {
-        let (_, value) = self.fields.iter().rev().find(|(n, _)| self.text[n.clone()] == *name.as_bytes())?;
+        let is_it = |n: &Range<usize>| named(&self.text, n).is_ok_and(|n| n == name);
+        let (_, value) = self.fields.iter().rev().find(|(n, _)| is_it(n))?;
         match serde_json::from_slice(&self.text[value.clone()]).ok()? {
             Value::String(s) => Some(s),
             other => Some(other.to_string()),
@@ -75,13 +83,17 @@ impl Input {
 }
 
 impl Payload {
-    /// Reads a payload. `None` if it is not one JSON object.
+    /// Reads a payload that is whole. `None` if it is not one JSON object.
+    pub fn from_bytes(text: Vec<u8>) -> Option<Payload> {
+        Payload::parse(&text).map(|payload| payload.of(text))
+    }
+
     fn parse(text: &[u8]) -> Option<Payload> {
         let mut payload = Payload::default();
         let mut fields = Vec::new();
         let mut cutter = Cutter::new(text);
         cutter.object(|cutter, name| {
-            let place = match &text[name] {
+            let place = match named(text, &name).ok()?.as_bytes() {
                 b"tool_input" if cutter.at_object() => {
                     fields.clear();
                     return cutter.object(|cutter, name| {
@@ -113,12 +125,12 @@ impl Payload {
     }
 
     /// Whether it comes from the main thread of the session.
-    pub(super) fn is_main(&self) -> bool {
+    pub fn is_main(&self) -> bool {
         self.agent_id.is_none()
     }
 
     /// An input field as text: strings as they are, other values as JSON.
-    pub(super) fn field(&self, name: &str) -> Option<String> {
+    pub fn field(&self, name: &str) -> Option<String> {
         self.tool_input.text(name)
     }
 }

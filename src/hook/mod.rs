@@ -8,7 +8,7 @@
 mod answer;
 mod claim;
 mod deliver;
-mod input;
+pub mod input;
 mod merge;
 mod post_tool_batch;
 mod post_tool_use;
