@@ -16,6 +16,8 @@ use cpw::store::log::{Count, Log, LogError};
 use cpw::sys::dir::FileId;
 use cpw::sys::medium::{Hold, Medium};
 
+use super::is_exact;
+
 /// The plan that the logs of the corpus belong to.
 fn plan() -> &'static Plan {
     static PLAN: OnceLock<Plan> = OnceLock::new();
@@ -92,7 +94,8 @@ fn comes_back(event: &Event) {
     if event.encode_into(&mut line).is_ok() {
         assert_eq!(line.pop(), Some(b'\n'));
         assert!(!line.contains(&b'\n'), "an event of two lines");
-        assert_eq!(&Event::decode(&line).expect("what was written is read"), event);
+        let again = Event::decode(&line).expect("what was written is read");
+        assert!(&again == event || !is_exact(&line), "{again:?}, not {event:?}");
     } else {
         assert!(line.is_empty(), "a part of an event was written");
     }

@@ -13,6 +13,8 @@ use cpw::model::plan::Plan;
 use cpw::model::words::Words;
 use serde_json::Value;
 
+use super::is_exact;
+
 /// Any bytes as a plan of a person, as a `plan.json` of a run, and as a project's config and a user's.
 pub fn check(bytes: &[u8]) {
     by_hand(bytes);
@@ -50,13 +52,14 @@ fn by_hand(bytes: &[u8]) {
     is_good(&plan);
     let written = to_bytes(&plan).expect("what was read can be written");
     let again = read(&written).unwrap_or_else(|p| panic!("{p:?}\n{}", String::from_utf8_lossy(&written)));
-    assert_eq!(again, plan);
+    assert!(again == plan || !is_exact(&written), "{again:?}, not {plan:?}");
 }
 
 /// What a run begins with.
 fn is_good(plan: &Plan) {
     let written = to_bytes(plan).expect("a plan that can be written");
-    assert_eq!(&serde_json::from_slice::<Plan>(&written).expect("a plan that can be read"), plan);
+    let again = serde_json::from_slice::<Plan>(&written).expect("a plan that can be read");
+    assert!(&again == plan || !is_exact(&written), "{again:?}, not {plan:?}");
     let state = State::new(plan);
     assert!(!state.ready.is_empty(), "nothing can begin");
     assert_eq!(state.view, View::new(plan));
@@ -72,7 +75,9 @@ fn project(bytes: &[u8]) {
     assert_eq!(config::parse(bytes).as_ref(), Ok(&config), "approved, and then read otherwise");
     describe::what_could_run(&config);
     let value: Value = serde_json::from_slice(bytes).expect("a config is JSON");
-    assert_eq!(config::check(value.to_string().as_bytes()).as_ref(), Ok(&config), "written anew it is another one");
+    let written = value.to_string();
+    let again = config::check(written.as_bytes());
+    assert!(again.as_ref() == Ok(&config) || !is_exact(written.as_bytes()), "{again:?}, not {config:?}");
     start(&config);
 }
 
