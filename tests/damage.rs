@@ -240,7 +240,7 @@ mod tests {
 
     /// What runs, but for the naps of a task that waits.
     fn processes(begun: &Begun) -> Vec<String> {
-        let lines = begun.world.processes().into_iter().map(|(_, line)| line.to_string());
+        let lines = begun.world.processes().into_iter().map(|(_, line)| line);
         lines.filter(|line| !line.starts_with("sleep ")).collect()
     }
 

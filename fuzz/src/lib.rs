@@ -7,9 +7,3 @@ pub mod line;
 pub mod plan;
 pub mod prompt;
 pub mod settings;
-
-/// Whether every number in this JSON comes back from reading and writing as it was. Not each one with a fraction does: the
-/// reader of numbers that cpw has is fast, and may miss the last digit.
-fn is_exact(json: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Value>(json).is_ok_and(|value| value.to_string().as_bytes() == json)
-}

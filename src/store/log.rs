@@ -381,6 +381,17 @@ impl<M: Medium> Log<M> {
 
     fn fold_new<F: Fold>(&mut self, fold: &mut F, until: u64, each: &mut Option<Each<'_>>) -> Result<(), LogError> {
         let end = self.len()?;
+        self.fold_to(end, fold, until, each)
+    }
+
+    /// Folds what is new in the first `end` bytes, up to their last line feed, or to the end of the line at `until`.
+    fn fold_to<F: Fold>(
+        &mut self,
+        end: u64,
+        fold: &mut F,
+        until: u64,
+        each: &mut Option<Each<'_>>,
+    ) -> Result<(), LogError> {
         if end < self.offset {
             let known = self.offset;
             return Err(damaged(format!("events.jsonl was cut to {end} bytes after {known} had been read from it")));
@@ -467,6 +478,9 @@ impl<M: Medium> Log<M> {
         decide: impl FnOnce(&mut Tx<'_, F>) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
         self.check_ahead()?;
+        // What is new is folded before as well, because others wait while it is folded under the lock. What cannot be
+        // read now is looked at again there.
+        drop(self.fold_new(fold, u64::MAX, &mut None));
         if !self.file.lock(Hold::Exclusive, budget).map_err(io_error("lock"))? {
             return Err(LogError::Busy);
         }
@@ -484,14 +498,21 @@ impl<M: Medium> Log<M> {
         fold: &mut F,
         decide: impl FnOnce(&mut Tx<'_, F>) -> Result<T, LogError>,
     ) -> Result<(T, bool), LogError> {
-        if !self.file.is_named().map_err(io_error("look at"))? {
+        let Some(length) = self.file.named_len().map_err(io_error("look at"))? else {
             return Err(damaged("events.jsonl was deleted or replaced while the run was going on"));
+        };
+        let torn = self.torn(length)?;
+        let end = length - torn.as_ref().map_or(0, |torn| torn.bytes);
+        self.fold_to(end, fold, u64::MAX, &mut None)?;
+        if self.offset != end {
+            // Nobody else writes now: what was decided on a part would get a number that is taken.
+            let source = io::ErrorKind::UnexpectedEof.into();
+            return Err(LogError::Io { doing: "read", source });
         }
-        let torn = self.repair()?;
-        self.fold_new(fold, u64::MAX, &mut None)?;
         if fold.schema() > SCHEMA {
             return Err(LogError::Newer(fold.schema()));
         }
+        let cut = torn.as_ref().map(|torn| torn.bytes);
         let mut tx = Tx { fold, lines: Vec::new(), commit: false, events: Vec::new() };
         if let Some(repaired) = torn {
             // The first line of a log is always `run_started`; what was torn before it was never acknowledged.
@@ -503,6 +524,10 @@ impl<M: Medium> Log<M> {
         let (lines, commit) = (std::mem::take(&mut tx.lines), tx.commit);
         self.ahead = !lines.is_empty();
         let value = decided?;
+        if let Some(bytes) = cut {
+            // Not before now: whoever may not write to this log must not cut it either.
+            self.file.truncate(length - bytes).map_err(io_error("repair"))?;
+        }
         if self.ahead {
             self.append(&lines)?;
             self.ahead = false;
@@ -510,9 +535,9 @@ impl<M: Medium> Log<M> {
         Ok((value, commit))
     }
 
-    /// Cuts off what stands behind the last line feed. Only under the lock: without it, it is somebody's write going on.
-    fn repair(&mut self) -> Result<Option<LogRepaired>, LogError> {
-        let length = self.len()?;
+    /// What stands behind the last line feed and has to be cut off. Only under the lock: without it, it is somebody's write
+    /// going on.
+    fn torn(&self, length: u64) -> Result<Option<LogRepaired>, LogError> {
         if length == 0 {
             return Ok(None);
         }
@@ -534,14 +559,13 @@ impl<M: Medium> Log<M> {
                 break;
             }
         }
-        self.file.truncate(keep).map_err(io_error("repair"))?;
         Ok(Some(LogRepaired { bytes: length - keep, sha256: hex::sha256(&torn) }))
     }
 
-    /// One write. A short one (full disk, quota, a signal) leaves whole lines, which count as written, and a rest, which is
-    /// cut off again.
+    /// One write, behind what was folded: under the lock that is all there is. A short one (full disk, quota, a signal)
+    /// leaves whole lines, which count as written, and a rest, which is cut off again.
     fn append(&mut self, lines: &[u8]) -> Result<(), LogError> {
-        let before = self.len()?;
+        let before = self.offset;
         let outcome = loop {
             match self.file.append(lines) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

@@ -38,8 +38,8 @@ pub trait Medium {
     fn lock(&self, hold: Hold, budget: Duration) -> io::Result<bool>;
     /// Gives the lock back.
     fn unlock(&self) -> io::Result<()>;
-    /// Whether it is still the file that its folder has under its name.
-    fn is_named(&self) -> io::Result<bool>;
+    /// Its length in bytes, if it is still the file that its folder has under its name.
+    fn named_len(&self) -> io::Result<Option<u64>>;
 
     /// Whether nothing is in it.
     fn is_empty(&self) -> io::Result<bool> {
@@ -130,7 +130,7 @@ impl Medium for LogFile {
         lock::unlock(&self.file)
     }
 
-    fn is_named(&self) -> io::Result<bool> {
-        Ok(self.dir.stat(self.name)?.is_some_and(|named| named.same_file(&self.id)))
+    fn named_len(&self) -> io::Result<Option<u64>> {
+        Ok(self.dir.stat(self.name)?.filter(|named| named.same_file(&self.id)).map(|named| named.size))
     }
 }

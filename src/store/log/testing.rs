@@ -24,7 +24,7 @@ pub(super) enum Fault {
     KillBefore,
     /// The process dies when it was carried out, before it hears of that.
     KillAfter,
-    /// Of what is written only this many bytes go out; then, dead or not, as said.
+    /// Of what is written or read only this many bytes go out or come; then, dead or not, as said.
     Short {
         /// Bytes that go out.
         bytes: usize,
@@ -155,9 +155,13 @@ impl Medium for Handle {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.call(|inner, _| {
+        self.call(|inner, fault| {
             let from = usize::try_from(offset).unwrap().min(inner.now.len());
-            let n = buffer.len().min(inner.now.len() - from);
+            let mut n = buffer.len().min(inner.now.len() - from);
+            if let Some(Fault::Short { bytes, .. }) = fault {
+                // 0 would be the end of the file.
+                n = n.min(bytes.max(1));
+            }
             buffer[..n].copy_from_slice(&inner.now[from..from + n]);
             Ok(n)
         })
@@ -211,8 +215,8 @@ impl Medium for Handle {
         })
     }
 
-    fn is_named(&self) -> io::Result<bool> {
-        self.call(|inner, _| Ok(inner.inode == self.id.ino))
+    fn named_len(&self) -> io::Result<Option<u64>> {
+        self.call(|inner, _| Ok((inner.inode == self.id.ino).then_some(inner.now.len() as u64)))
     }
 }
 
