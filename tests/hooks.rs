@@ -5,6 +5,9 @@
 #![cfg(target_os = "linux")]
 
 #[cfg(test)]
+#[path = "support/hold.rs"]
+mod hold;
+#[cfg(test)]
 #[expect(dead_code, reason = "the harness serves several test crates")]
 mod support;
 
@@ -277,12 +280,7 @@ mod tests {
 
     /// Waits until a hook holds: it hangs a bell beside those of the workers.
     fn wait_for_hold(world: &World) {
-        wait_until("a hold", || {
-            let bells: usize =
-                runs(world).iter().map(|r| fs::read_dir(r.join("bells")).map_or(0, Iterator::count)).sum();
-            let started = count(world, "worker_started");
-            started > 0 && bells > started - count(world, "worker_exited")
-        });
+        wait_until("a hold", || crate::hold::is_held(&world.project()));
     }
 
     fn notes(world: &World, hook: &str) -> Vec<String> {

@@ -5,6 +5,9 @@
 #![cfg(target_os = "linux")]
 
 #[cfg(test)]
+#[path = "support/hold.rs"]
+mod hold;
+#[cfg(test)]
 #[expect(dead_code, reason = "the harness serves several test crates")]
 mod support;
 
@@ -102,22 +105,12 @@ fn finish(world: &World, task: &str) {
         .unwrap_or_else(|| panic!("{task} does not end"));
 }
 
-/// Whether a hook holds: one more bell hangs than there are workers.
-#[cfg(test)]
-fn is_held(world: &World) -> bool {
-    let runs = std::fs::read_dir(world.project().join(".claude/runs")).into_iter().flatten().flatten();
-    let bells = runs.filter_map(|r| std::fs::read_dir(r.path().join("bells")).ok()).flatten().count();
-    let events = events(world);
-    let count = |kind: &str| events.iter().filter(|e| e["t"] == kind).count();
-    bells > count("worker_started") - count("worker_exited")
-}
-
 /// Lets a task end once a hook holds.
 #[cfg(test)]
 fn finish_once_held(world: &Arc<World>, task: &'static str) {
     let world = Arc::clone(world);
     std::thread::spawn(move || {
-        if wait_for(LIMIT, || is_held(&world).then_some(())).is_some() {
+        if wait_for(LIMIT, || crate::hold::is_held(&world.project()).then_some(())).is_some() {
             finish(&world, task);
         }
     });
@@ -404,7 +397,7 @@ fn stop_lets_go_when_the_user_types() {
         let mut terminal = Client::new(installed, &world, &api).open();
         terminal.submit(PROMPT, LIMIT);
         terminal.wait_for_text("I could stop.", LIMIT);
-        wait_for(LIMIT, || is_held(&world).then_some(())).expect("Stop holds");
+        wait_for(LIMIT, || crate::hold::is_held(&world.project()).then_some(())).expect("Stop holds");
         terminal.type_text("What time is it?");
         terminal.enter();
         terminal.wait_for_text("It is noon.", LIMIT);
