@@ -251,3 +251,58 @@ fn claim<L: Ledger>(
     let token = ledger.emit(Draft::attempt(Some(slot.me), &task.id, number, Body::Started(started)))?;
     Ok(Some(AttemptId { index, number, token }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::simulation::{plan, run_started, task};
+    use crate::model::event::Event;
+
+    struct Page(State, Vec<Draft>);
+
+    impl Ledger for Page {
+        type Error = std::convert::Infallible;
+
+        fn state(&self) -> &State {
+            &self.0
+        }
+
+        fn emit(&mut self, draft: Draft) -> Result<u64, Self::Error> {
+            let seq = self.0.view.seq + 1;
+            self.0.apply(&Event::new(draft.clone(), seq, String::new()));
+            self.1.push(draft);
+            Ok(seq)
+        }
+    }
+
+    #[test]
+    fn a_start_that_is_in_the_log_and_never_began_is_given_up_by_its_worker() {
+        let plan = plan(vec![task("a")]);
+        let process = Process { pid: 1, start_time: 1, boot_id: "boot".into() };
+        let me = WorkerNo(1);
+        let mut page = Page(State::new(&plan), Vec::new());
+        let Ok(_) = page.emit(Draft::run(run_started(&plan, "boot")));
+        let Ok(()) = enlist(&mut page, me, &process);
+        let started = Started { cwd: "/".into(), title: None, mono_ms: 1 };
+        let Ok(token) = page.emit(Draft::attempt(Some(me), &plan.tasks[0].id, 1, Body::Started(started)));
+        let facts = Facts { now_ms: 2, boot_id: "boot", dead: &[] };
+        let id = AttemptId { index: 0, number: 1, token };
+        let idle = Slot {
+            me,
+            process: &process,
+            duty: Duty::Slot,
+            leads: true,
+            leaving: false,
+            attempt: None,
+            ending: None,
+            progress: None,
+        };
+        // Who has its process leaves it alone.
+        assert!(!has_business(&page.0, &plan, facts, Slot { attempt: Some(&id), ..idle }));
+        assert!(has_business(&page.0, &plan, facts, idle));
+        let Ok(todo) = step(&mut page, &plan, facts, idle, |_| "/".into());
+        let kinds: Vec<&str> = page.1[3..].iter().map(|d| d.body.name()).collect();
+        assert_eq!(kinds, ["lost", "run_ended", "worker_exited"]);
+        assert!(todo.leave);
+    }
+}
