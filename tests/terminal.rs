@@ -352,14 +352,14 @@ fn a_detached_run_is_looked_at_and_cancelled_by_other_commands() {
     p.nobody_is_left();
 }
 
+fn worker_pids(p: &Project, run: &str) -> Vec<i32> {
+    let events = p.events(run);
+    let started = events.iter().filter(|e| e["t"] == "worker_started");
+    started.map(|e| e["payload"]["pid"].as_i64().unwrap().try_into().unwrap()).collect()
+}
+
 fn kill_workers(p: &Project, run: &str) {
-    let killed: Vec<i32> = p
-        .events(run)
-        .iter()
-        .filter(|e| e["t"] == "worker_started")
-        .map(|e| e["payload"]["pid"].as_i64().unwrap().try_into().unwrap())
-        .collect();
-    for pid in killed {
+    for pid in worker_pids(p, run) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
@@ -405,6 +405,27 @@ fn a_run_whose_workers_were_killed_can_be_cancelled() {
     assert!(done.out.contains("is cancelled: "), "{done:?}");
     let ends = p.events(&run).iter().filter(|e| e["t"] == "lost" || e["t"] == "cancelled").count();
     assert_eq!(ends, 3, "one outcome for each task");
+    p.nobody_is_left();
+}
+
+#[test]
+fn a_run_whose_workers_die_while_they_are_asked_to_cancel_is_cancelled() {
+    let p = Project::new();
+    p.write("plan.json", SLEEPERS);
+    let run = p.detach("plan.json");
+    wait_for("both tasks", || p.has(&run, "spawned", "a", 1) && p.has(&run, "spawned", "b", 1));
+    // Stopped where they wait, so that none holds the log, and alive when they are asked.
+    let workers = worker_pids(&p, &run);
+    let waits = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") S ");
+    wait_for("the workers to wait", || workers.iter().all(waits));
+    workers.iter().for_each(|&pid| kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap());
+    let mut child = p.command(&["cancel"]).stdout(Stdio::piped()).spawn().unwrap();
+    wait_for("the wish", || p.events(&run).iter().any(|e| e["t"] == "cancel_requested"));
+    kill_workers(&p, &run);
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    assert!(said.contains("is cancelled: "), "{said}");
     p.nobody_is_left();
 }
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::actor::crew;
+use crate::actor::vigil::Vigil;
 use crate::base::exit::{Exit, Wrong};
 use crate::cmd::{find, follow};
 use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft};
 use crate::store::bells;
+use crate::store::log::LogError;
 use crate::store::registry;
 use crate::store::run::Run;
 use crate::sys::bell;
@@ -70,10 +71,10 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Failed);
     }
-    // Somebody has to act on it, also if all workers are dead.
-    crew::tend_run(&mut run).context("the wish is in the log, but no worker could be started to act on it")?;
     let over = |run: &Run| index.map_or(run.state.view.ended.is_some(), |i| run.state.tasks[i].phase.is_final());
     let deadline = clock::mono_ms() + WAIT_MS;
+    // Somebody has to act on it, also if all workers are dead by now, or die before they have.
+    let mut vigil = Vigil::default();
     loop {
         bell.drain();
         run.refresh().map_err(|e| run.folder.told(e))?;
@@ -81,8 +82,15 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         if over(&run) || now >= deadline {
             break;
         }
+        match vigil.keep(&mut run) {
+            Ok(_) | Err(LogError::Busy) => {}
+            Err(e) => return Err(e).context("the wish is in the log, but no worker could be started to act on it"),
+        }
         let left = Duration::from_millis(deadline - now).min(AGAIN);
-        bell::wait(&[&bell], &[], left).context("cannot wait for the effect")?;
+        let ready = bell::wait(&[&bell], vigil.fd().as_slice(), left).context("cannot wait for the effect")?;
+        if ready.first() == Some(&true) {
+            vigil.died();
+        }
     }
     let tally = lines::tally(run.state.view.counts);
     match index {
