@@ -418,7 +418,9 @@ fn a_run_whose_workers_die_while_they_are_asked_to_cancel_is_cancelled() {
     let workers = worker_pids(&p, &run);
     let waits = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") S ");
     wait_for("the workers to wait", || workers.iter().all(waits));
-    workers.iter().for_each(|&pid| kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap());
+    for &pid in &workers {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    }
     let mut child = p.command(&["cancel"]).stdout(Stdio::piped()).spawn().unwrap();
     wait_for("the wish", || p.events(&run).iter().any(|e| e["t"] == "cancel_requested"));
     kill_workers(&p, &run);
