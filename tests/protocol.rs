@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use cpw::base::ids::{RunId, TaskId, WorkerNo};
 use cpw::base::span::Limit;
 use cpw::logic::sched::Facts;
-use cpw::logic::state::State;
+use cpw::logic::state::{MAX_CRASHES, State};
 use cpw::logic::step::{self, AttemptId, Duty, Ending, Ledger, Slot, Todo};
 use cpw::logic::view::Phase;
 use cpw::model::event::{
@@ -129,7 +129,14 @@ struct World {
 impl Hash for World {
     fn hash<H: Hasher>(&self, h: &mut H) {
         for task in &self.state.tasks {
-            (task.phase.word(), task.attempts, task.open.as_ref().map(|o| (o.number, o.worker.0))).hash(h);
+            (
+                task.phase.word(),
+                task.attempts,
+                task.failures,
+                task.crashes.len(),
+                task.open.as_ref().map(|o| (o.number, o.worker.0)),
+            )
+                .hash(h);
         }
         let view = &self.state.view;
         view.workers.keys().for_each(|n| n.hash(h));
@@ -269,7 +276,9 @@ fn forbidden(state: &State, plan: &Plan, draft: &Draft) -> Option<&'static str> 
                     t.open.is_none() && !t.phase.is_final(),
                     "an attempt begins beside another or after the last",
                 ))
-                .or(check(t.attempts < plan.tasks[i].retries + 1, "more attempts than allowed"))
+                .or(check(t.failures <= plan.tasks[i].retries, "more attempts than allowed"))
+                .or(check(plan.tasks[i].retries > 0 || t.attempts == 0, "a task without retries begins again"))
+                .or(check(t.crashes.len() < MAX_CRASHES, "an attempt begins although its workers die again and again"))
                 .or(check(plan.tasks[i].needs.iter().all(met), "begins before what it needs"))
                 .or(check(state.running.len() < plan.limits.max_workers as usize, "too many at once"))
         }

@@ -438,7 +438,7 @@ fn row(state: &State, plan: &Plan, i: usize) -> Vec<String> {
         said.push(format!("ETA {}", when::ms(eta * 1000)));
     }
     if task.attempts > 1 {
-        said.push(format!("attempt {} of {}", task.attempts, plan.tasks[i].retries + 1));
+        said.push(lines::attempt(task.attempts, plan.tasks[i].retries));
     }
     if task.phase == Phase::Waiting {
         said.push(format!("needs {}", board::unmet(state, plan, i, 3)));

@@ -3,10 +3,14 @@
 //! written.
 
 use crate::base::ids::{TaskId, WorkerNo};
-use crate::logic::state::State;
+use crate::base::sum::sum;
+use crate::logic::state::{MAX_CRASHES, State};
 use crate::logic::view::Phase;
 use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
 use crate::model::plan::Plan;
+
+/// Within this time, in milliseconds, [`MAX_CRASHES`] of one task are too many.
+const CRASH_MS: u64 = 60_000;
 
 /// What the caller knows of the world.
 #[derive(Debug, Clone, Copy)]
@@ -98,9 +102,7 @@ fn lost_workers(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
     for &i in &state.running {
         let Some(open) = &state.tasks[i].open else { continue };
         if is_dead(open.worker) {
-            let retry_at = retry_at(state, plan, i, facts);
-            let body =
-                Body::Lost(Ended { reason: why.into(), will_retry: retry_at.is_some(), retry_at, ..Ended::default() });
+            let body = Body::Lost(lost(state, plan, i, why, facts));
             out.push(Draft::attempt(Some(open.worker), &plan.tasks[i].id, open.number, body));
         }
     }
@@ -179,13 +181,44 @@ fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
     }
 }
 
-/// When task `i`, whose open attempt has just failed, may be tried again; `None` if that was its last attempt.
-pub fn retry_at(state: &State, plan: &Plan, i: usize, facts: Facts<'_>) -> Option<u64> {
-    let task = &state.tasks[i];
-    if state.cancels.contains(&i) || task.attempts > plan.tasks[i].retries || stopped(state, plan, facts).is_some() {
+/// How an attempt came to its end, as far as trying again depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The task said so, or took too long: counted against its retries.
+    Failure,
+    /// Its worker died. That says little about the task, so it is counted apart: only a task whose workers die again and again
+    /// within a short time is given up.
+    Crash,
+}
+
+/// When task `i`, whose open attempt has just come to this end, may be tried again; `None` if that was its last attempt. A
+/// task without retries is tried at most once, whatever happens.
+pub fn retry_at(state: &State, plan: &Plan, i: usize, fault: Fault, facts: Facts<'_>) -> Option<u64> {
+    let (task, spec) = (&state.tasks[i], &plan.tasks[i]);
+    let spent = match fault {
+        Fault::Failure => task.failures >= spec.retries,
+        Fault::Crash => is_deadly(state, i, facts.now_ms),
+    };
+    if spec.retries == 0 || spent || state.cancels.contains(&i) || stopped(state, plan, facts).is_some() {
         return None;
     }
-    Some(facts.now_ms.saturating_add(plan.tasks[i].backoff.after(task.attempts).as_ms()))
+    let salt = format!("{}/{}/{}", plan.run, spec.id, task.attempts);
+    Some(facts.now_ms.saturating_add(spec.backoff.after(task.attempts, sum(salt.as_bytes())).as_ms()))
+}
+
+/// Whether one more crash now makes it [`MAX_CRASHES`] of task `i` within [`CRASH_MS`].
+fn is_deadly(state: &State, i: usize, now_ms: u64) -> bool {
+    let since = now_ms.saturating_sub(CRASH_MS);
+    let recent = state.tasks[i].crashes.iter().filter(|at| **at >= since).count();
+    recent + 1 >= MAX_CRASHES
+}
+
+/// The payload of `lost` for the open attempt of task `i`.
+pub fn lost(state: &State, plan: &Plan, i: usize, why: &str, facts: Facts<'_>) -> Ended {
+    let retry_at = retry_at(state, plan, i, Fault::Crash, facts);
+    let again_and_again = retry_at.is_none() && plan.tasks[i].retries > 0 && is_deadly(state, i, facts.now_ms);
+    let reason = if again_and_again { format!("{why}, {MAX_CRASHES} times within a minute") } else { why.to_owned() };
+    Ended { reason, will_retry: retry_at.is_some(), retry_at, mono_ms: Some(facts.now_ms), ..Ended::default() }
 }
 
 /// The task that a free worker takes next, with the number of the attempt.
@@ -223,5 +256,80 @@ pub fn next_moment(state: &State, plan: &Plan, now_ms: u64) -> Option<u64> {
     match (retry, run_deadline(state, plan).filter(|at| *at > now_ms)) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::simulation::{plan, run_started, task};
+    use crate::model::event::{Event, Started};
+
+    /// A run of one task with so many retries, at a time of its own.
+    struct One(State, Plan, u64);
+
+    impl One {
+        fn new(retries: u32) -> One {
+            let mut plan = plan(vec![task("a")]);
+            plan.tasks[0].retries = retries;
+            let mut one = One(State::new(&plan), plan, 1000);
+            one.add(Draft::run(run_started(&one.1, "boot")));
+            one
+        }
+
+        fn add(&mut self, draft: Draft) {
+            self.0.apply(&Event::new(draft, self.0.view.seq + 1, String::new()));
+        }
+
+        /// An attempt that begins now and ends so after `ms`: its payload.
+        fn attempt(&mut self, ms: u64, fault: Fault) -> Ended {
+            let (id, number) = (self.1.tasks[0].id.clone(), self.0.tasks[0].attempts + 1);
+            let started = Started { cwd: "/".into(), title: None, mono_ms: self.2 };
+            self.add(Draft::attempt(Some(WorkerNo(1)), &id, number, Body::Started(started)));
+            self.2 += ms;
+            let facts = Facts { now_ms: self.2, boot_id: "boot", dead: &[] };
+            let body = match fault {
+                Fault::Crash => Body::Lost(lost(&self.0, &self.1, 0, "the worker died", facts)),
+                Fault::Failure => {
+                    let retry_at = retry_at(&self.0, &self.1, 0, fault, facts);
+                    Body::Failed(Ended { will_retry: retry_at.is_some(), retry_at, ..Ended::default() })
+                }
+            };
+            self.add(Draft::attempt(Some(WorkerNo(1)), &id, number, body.clone()));
+            let (Body::Lost(ended) | Body::Failed(ended)) = body else { unreachable!() };
+            ended
+        }
+    }
+
+    #[test]
+    fn crashes_are_counted_apart_from_failures() {
+        let mut one = One::new(1);
+        assert!(one.attempt(40_000, Fault::Crash).will_retry);
+        assert!(one.attempt(40_000, Fault::Crash).will_retry);
+        assert!(one.attempt(1_000, Fault::Failure).will_retry, "crashes used up the retries");
+        assert!(one.attempt(40_000, Fault::Crash).will_retry, "never three within a minute");
+        let end = one.attempt(1_000, Fault::Failure);
+        assert!(!end.will_retry, "the second failure is one too many");
+        assert_eq!(one.0.tasks[0].attempts, 5);
+    }
+
+    #[test]
+    fn a_task_whose_workers_die_again_and_again_is_given_up() {
+        let mut one = One::new(9);
+        assert!(one.attempt(61_000, Fault::Crash).will_retry);
+        assert!(one.attempt(61_000, Fault::Crash).will_retry);
+        assert!(one.attempt(10_000, Fault::Crash).will_retry);
+        let end = one.attempt(10_000, Fault::Crash);
+        assert!(!end.will_retry);
+        assert_eq!(end.reason, "the worker died, 3 times within a minute");
+    }
+
+    #[test]
+    fn a_task_without_retries_is_tried_at_most_once() {
+        for fault in [Fault::Crash, Fault::Failure] {
+            let end = One::new(0).attempt(1, fault);
+            assert_eq!((end.will_retry, end.retry_at), (false, None), "{fault:?}");
+        }
+        assert_eq!(One::new(0).attempt(1, Fault::Crash).reason, "the worker died");
     }
 }

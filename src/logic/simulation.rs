@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::base::ids::{RunId, TaskId, WorkerNo};
 use crate::base::span::{Limit, Span};
-use crate::logic::sched::{self, Facts};
+use crate::logic::sched::{self, Facts, Fault};
 use crate::logic::state::State;
 use crate::logic::view::{Phase, View};
 use crate::logic::wake::{Concern, Wake};
@@ -163,7 +163,8 @@ impl Sim {
         let i = self.task_of(event);
         assert!(!self.ended(), "started after the end");
         assert!(self.ask(sched::stopped).is_none(), "started in a run that is stopped");
-        assert!(event.attempt.unwrap() <= self.plan.tasks[i].retries + 1, "more attempts than allowed");
+        let (task, retries) = (&self.state.tasks[i], self.plan.tasks[i].retries);
+        assert!(task.failures <= retries && (retries > 0 || task.attempts == 0), "more attempts than allowed");
         for need in &self.plan.tasks[i].needs {
             let n = self.state.index_of(need).unwrap();
             let phase = self.state.tasks[n].phase;
@@ -249,7 +250,7 @@ impl Sim {
 
     fn finish_attempt(&mut self, attempt: (usize, u32, WorkerNo), how: u8, pick: usize) {
         let usage = Some(Usage { turns: 1, tokens: 1, cost_usd: 0.5 }).filter(|_| pick.is_multiple_of(2));
-        let retry_at = self.ask(|s, p, f| sched::retry_at(s, p, attempt.0, f));
+        let retry_at = self.ask(|s, p, f| sched::retry_at(s, p, attempt.0, Fault::Failure, f));
         let ended = Ended { reason: "so".into(), will_retry: retry_at.is_some(), retry_at, usage, ..Ended::default() };
         let body = match how {
             0 => Body::Done(Done { exit: 0, duration_ms: 1, result: None, summary: None, usage }),

@@ -8,6 +8,9 @@ use crate::logic::view::{Phase, View};
 use crate::model::event::{Body, Ended, Event, Process, ResultFile, Usage};
 use crate::model::plan::Plan;
 
+/// So many lost attempts of a task within a minute end it: something about it kills workers.
+pub const MAX_CRASHES: usize = 3;
+
 /// An attempt that has begun and has no outcome.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attempt {
@@ -30,6 +33,10 @@ pub struct TaskState {
     pub phase: Phase,
     /// Attempts begun.
     pub attempts: u32,
+    /// Attempts that ended because the task said so, or took too long.
+    pub failures: u32,
+    /// When its last attempts were lost, `CLOCK_MONOTONIC` in milliseconds: no more of them than [`MAX_CRASHES`].
+    pub crashes: Vec<u64>,
     /// The one that is open.
     pub open: Option<Attempt>,
     /// Needs that are not met.
@@ -119,6 +126,8 @@ impl State {
             tasks.push(TaskState {
                 phase: if needs.is_empty() { Phase::Ready } else { Phase::Waiting },
                 attempts: 0,
+                failures: 0,
+                crashes: Vec::new(),
                 open: None,
                 unmet: u32::try_from(needs.len()).unwrap_or(u32::MAX),
                 retry_at: 0,
@@ -285,6 +294,16 @@ impl State {
         task.duration_ms = p.duration_ms;
         task.line = Some(p.reason.clone());
         task.result.clone_from(&p.result);
+        match phase {
+            Phase::Lost => {
+                task.crashes.push(p.mono_ms.unwrap_or(0));
+                if task.crashes.len() > MAX_CRASHES {
+                    task.crashes.remove(0);
+                }
+            }
+            Phase::Failed | Phase::TimedOut => task.failures = task.failures.saturating_add(1),
+            _ => {}
+        }
         self.charge(i, p.usage);
         if p.will_retry {
             self.leave_queues(i);

@@ -4,7 +4,7 @@
 //! The same functions run in the model check (`tests/protocol.rs`), where every interleaving of them is tried.
 
 use crate::base::ids::WorkerNo;
-use crate::logic::sched::{self, Facts};
+use crate::logic::sched::{self, Facts, Fault};
 use crate::logic::state::State;
 use crate::model::event::{Body, Draft, Ended, Process, Progress, Reason, Started};
 use crate::model::plan::Plan;
@@ -179,12 +179,20 @@ fn record<L: Ledger>(
     ending: &Ending,
     facts: Facts<'_>,
 ) -> Result<(), L::Error> {
-    let retry_at = sched::retry_at(ledger.state(), plan, id.index, facts).filter(|_| ending.retryable);
-    let again = |ended: &Ended| Ended { will_retry: retry_at.is_some(), retry_at, ..ended.clone() };
+    let state = ledger.state();
+    let retry_at = sched::retry_at(state, plan, id.index, Fault::Failure, facts).filter(|_| ending.retryable);
+    let again = |ended: &Ended| {
+        let mono_ms = Some(facts.now_ms);
+        Ended { will_retry: retry_at.is_some(), retry_at, mono_ms, ..ended.clone() }
+    };
     let body = match &ending.body {
         Body::Failed(ended) => Body::Failed(again(ended)),
         Body::TimedOut(ended) => Body::TimedOut(again(ended)),
-        Body::Lost(ended) => Body::Lost(again(ended)),
+        Body::Lost(ended) => {
+            let Ended { reason, will_retry, retry_at, mono_ms, .. } =
+                sched::lost(state, plan, id.index, &ended.reason, facts);
+            Body::Lost(Ended { reason, will_retry, retry_at, mono_ms, ..ended.clone() })
+        }
         other => other.clone(),
     };
     tell(ledger, plan, me, id, body)
@@ -207,9 +215,8 @@ fn give_up_strays<L: Ledger>(ledger: &mut L, plan: &Plan, facts: Facts<'_>, slot
     for i in strays {
         let state = ledger.state();
         let number = state.tasks[i].attempts;
-        let retry_at = sched::retry_at(state, plan, i, facts);
-        let reason = "its start could not be written in full, so it never began".into();
-        let lost = Body::Lost(Ended { reason, will_retry: retry_at.is_some(), retry_at, ..Ended::default() });
+        let why = "its start could not be written in full, so it never began";
+        let lost = Body::Lost(sched::lost(state, plan, i, why, facts));
         ledger.emit(Draft::attempt(Some(slot.me), &plan.tasks[i].id, number, lost))?;
     }
     Ok(())

@@ -306,6 +306,9 @@ pub struct Ended {
     /// When it comes: `CLOCK_MONOTONIC` in milliseconds, on the run's boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<u64>,
+    /// When that was written, `CLOCK_MONOTONIC` in milliseconds on the run's boot; of attempts that had begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mono_ms: Option<u64>,
     /// What there is of a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<ResultFile>,

@@ -247,13 +247,15 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The pause after attempt number `attempt` (from 1) failed.
-    pub fn after(self, attempt: u32) -> Span {
+    /// The pause after attempt number `attempt` (from 1) failed. A growing pause is made longer by up to a quarter, by `salt`
+    /// (any number that differs from task to task), so that tasks that failed together don't come back together.
+    pub fn after(self, attempt: u32, salt: u64) -> Span {
         let mut ms = self.initial.as_ms();
         for _ in 1..attempt.min(64) {
             ms = ms.saturating_mul(u64::from(self.factor)).min(self.max.as_ms());
         }
-        Span::from_ms(ms.min(self.max.as_ms()))
+        let jitter = if self.factor > 1 { (ms / 4).saturating_mul(salt % 1024) / 1024 } else { 0 };
+        Span::from_ms(ms.saturating_add(jitter).min(self.max.as_ms()))
     }
 }
 
@@ -270,4 +272,23 @@ pub struct Merge {
     /// Per input field, the template of its new text. Empty: only a guard that waits.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub set: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_grows_to_its_limit_and_is_made_longer_by_a_quarter_at_most() {
+        let growing = Backoff { initial: Span::from_secs(8), max: Span::from_secs(60), factor: 2 };
+        let ms = |attempt, salt| growing.after(attempt, salt).as_ms();
+        assert_eq!([ms(1, 0), ms(2, 0), ms(3, 0), ms(4, 0), ms(u32::MAX, 0)], [8_000, 16_000, 32_000, 60_000, 60_000]);
+        for salt in [1, 511, 1023, u64::MAX] {
+            assert!((8_000..10_000).contains(&ms(1, salt)), "{salt}");
+            assert_eq!(ms(9, salt), 60_000);
+        }
+        assert_ne!(ms(1, 511), ms(1, 1023));
+        let fixed = Backoff { factor: 1, ..growing };
+        assert_eq!(fixed.after(7, 1023), Span::from_secs(8), "who asks for a fixed pause gets it");
+    }
 }

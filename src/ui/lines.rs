@@ -110,10 +110,16 @@ fn ended(by: &str, word: &str, task: &str, p: &Ended, event: &Event, plan: &Plan
     let mut text = format!("{by}{word} {task}{after}: {}", one_line(&p.reason, MAX_TEXT));
     let index = event.task.as_ref().and_then(|t| state.index_of(t));
     if let (true, Some(task), Some(n)) = (p.will_retry, index.map(|i| &plan.tasks[i]), event.attempt) {
-        let pause = when::ms(task.backoff.after(n).as_ms());
-        let _ = write!(text, " (attempt {} of {} in {pause})", n + 1, task.retries + 1);
+        let pause = p.retry_at.zip(p.mono_ms).map(|(at, now)| format!(" in {}", when::ms(at.saturating_sub(now))));
+        let _ = write!(text, " ({}{})", attempt(n.saturating_add(1), task.retries), pause.unwrap_or_default());
     }
     Line { mark: if p.will_retry { Mark::Again } else { Mark::Bad }, text }
+}
+
+/// Which attempt it is, and of how many. Those that ended with their worker don't count, so that there can be more.
+pub fn attempt(number: u32, retries: u32) -> String {
+    let most = retries.saturating_add(1);
+    if number <= most { format!("attempt {number} of {most}") } else { format!("attempt {number}") }
 }
 
 /// The text of any event, also of those that nobody follows a run for.

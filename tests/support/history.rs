@@ -118,6 +118,8 @@ pub(crate) struct Task {
     tolerant: bool,
     cancelled: bool,
     tries: Vec<Try>,
+    /// When attempts were lost, in milliseconds.
+    crashes: Vec<u64>,
     /// Sequence number of what closed it for good.
     closed: Option<u64>,
     retry_at: u64,
@@ -127,6 +129,17 @@ impl Task {
     /// Attempts begun.
     pub(crate) fn attempts(&self) -> usize {
         self.tries.len()
+    }
+
+    /// Whether a further attempt may come: failures count against the retries, lost attempts don't, unless three of them came
+    /// within a minute. Without retries nothing is tried again.
+    fn may_come(&self) -> bool {
+        let ended = |kinds: &[&str]| {
+            let kind = |t: &Try| t.end.as_ref().is_some_and(|(_, kind)| kinds.contains(&kind.as_str()));
+            self.tries.iter().filter(|t| kind(t)).count() as u64
+        };
+        let deadly = self.crashes.windows(3).any(|three| three[2].saturating_sub(three[0]) <= 60_000);
+        self.tries.is_empty() || (self.retries > 0 && ended(&["failed", "timed_out"]) <= self.retries && !deadly)
     }
 
     fn open(&self) -> Option<usize> {
@@ -252,6 +265,7 @@ fn tasks(plan: &Value) -> Vec<Task> {
             tolerant: t["allow_failure"].as_bool().unwrap_or(false),
             cancelled: false,
             tries: Vec::new(),
+            crashes: Vec::new(),
             closed: None,
             retry_at: 0,
         })
@@ -392,8 +406,8 @@ fn judge_started(report: &mut Report, event: &Event<'_>, i: usize) {
             report.wrong("I10", at, what);
         }
     }
-    if task.attempts() as u64 > task.retries {
-        report.wrong("I11", at, format!("{id} may be tried {} times", task.retries + 1));
+    if !task.may_come() {
+        report.wrong("I11", at, format!("{id} may not be tried again, with {} retries", task.retries));
     }
     if task.closed.is_some() {
         report.wrong("I11", at, format!("{id} is {} already", task.state));
@@ -493,8 +507,11 @@ fn judge_outcome(report: &mut Report, event: &Event<'_>, i: usize) {
     if let Some(last) = report.tasks[i].tries.last_mut().filter(|t| t.end.is_none()) {
         last.end = Some((event.seq, event.t.to_owned()));
     }
+    if event.t == "lost" {
+        report.tasks[i].crashes.push(event.payload["mono_ms"].as_u64().unwrap_or(0));
+    }
     if event.payload["will_retry"].as_bool() == Some(true) {
-        if task.attempts() as u64 > task.retries || matches!(event.t, "done" | "cancelled") {
+        if !report.tasks[i].may_come() || matches!(event.t, "done" | "cancelled") {
             report.wrong("I11", at, format!("{} of {} promises a further attempt", event.t, task.id));
         }
         let task = &mut report.tasks[i];
