@@ -15,7 +15,7 @@ use crate::store::run::{Hooked, LIVE_LOCK, Run, RunDir, WORKERS};
 use crate::sys::clock;
 use crate::sys::lock::{self, Probe};
 use crate::sys::process;
-use crate::sys::spawn::{self, EnvChange};
+use crate::sys::spawn::{self, EnvChange, Locks};
 
 /// Variables of the client's own session that no worker may speak for.
 const SESSION_VARIABLES: [&str; 6] = [
@@ -86,23 +86,23 @@ pub fn check_log(folder: &RunDir, log: &Log, view: &View) -> Result<(), LogError
 }
 
 /// Starts a detached worker of the run in `folder`. It is not in the log yet.
-fn start(folder: &RunDir, last: u32) -> io::Result<(WorkerNo, Process)> {
+fn start(folder: &RunDir, last: u32, seat: Option<File>) -> io::Result<(WorkerNo, Process)> {
     let (worker, live) = enlist(folder, last)?;
     let run = folder.path().file_name().map(ToOwned::to_owned).unwrap_or_default();
     let args: Vec<OsString> = vec!["worker".into(), "--run".into(), run, "--slot".into(), worker.to_string().into()];
     let env = EnvChange { set: Vec::new(), remove: SESSION_VARIABLES.map(OsString::from).to_vec() };
-    let pid = spawn::spawn_detached(&process::exe_path()?, &args, env, &folder.project, live)?;
+    let pid = spawn::spawn_detached(&process::exe_path()?, &args, env, &folder.project, Locks { live, seat })?;
     let process =
         process::identity_of(pid).unwrap_or(Process { pid, start_time: 0, boot_id: clock::boot_id().to_owned() });
     Ok((worker, process))
 }
 
-/// Starts a worker and writes it into the log, for a caller that has the whole state.
-pub fn hire(run: &mut Run) -> Result<WorkerNo, LogError> {
+/// Starts a worker and writes it into the log, for a caller that has the whole state. The seat becomes the worker's.
+pub fn hire(run: &mut Run, seat: Option<File>) -> Result<WorkerNo, LogError> {
     check_log(&run.folder, &run.log, &run.state.view)?;
     let last = run.state.view.last_worker;
     let (worker, process) =
-        start(&run.folder, last).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
+        start(&run.folder, last, seat).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
     run.transact(|tx, _| step::enlist(tx, worker, &process))?;
     Ok(worker)
 }
@@ -131,7 +131,7 @@ pub fn tend(folder: &RunDir, hooked: &mut Hooked) -> Result<bool, LogError> {
     }
     let last = hooked.view.last_worker;
     let (worker, process) =
-        start(folder, last).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
+        start(folder, last, None).map_err(|source| LogError::Io { doing: "start a worker for", source })?;
     hooked.transact(folder, |tx| {
         // As `step::enlist`, which needs the whole state.
         if tx.fold.ended.is_none() && !tx.fold.knows(worker) {
@@ -180,5 +180,5 @@ pub fn tend_run(run: &mut Run) -> Result<Tended, LogError> {
     if anybody(&run.folder, &run.state.view) {
         return Ok(Tended::Alive);
     }
-    hire(run).map(Tended::Hired)
+    hire(run, None).map(Tended::Hired)
 }

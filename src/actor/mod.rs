@@ -7,5 +7,6 @@ pub mod crew;
 pub mod environ;
 pub mod outcome;
 pub mod planner;
+pub mod seats;
 pub mod vigil;
 pub mod worker;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::actor::attempt::{self, Attempt, Making, Why};
 use crate::actor::crew::{self, Life};
+use crate::actor::seats::Seats;
 use crate::base::env;
 use crate::base::ids::WorkerNo;
 use crate::logic::sched::{self, Facts};
@@ -39,6 +40,9 @@ const ORPHAN_BUDGET: Duration = Duration::from_secs(2);
 /// Pause before the next look when an orphan is still there or the log is busy.
 const AGAIN_MS: u64 = 250;
 
+/// Pause before the next look for a free seat, in milliseconds.
+const SEAT_MS: u64 = 2000;
+
 /// Progress of an attempt is written at most this often, in milliseconds.
 const PROGRESS_MS: u64 = 1000;
 
@@ -62,6 +66,7 @@ pub struct Worker {
     synced: bool,
     leader_fd: Option<OwnedFd>,
     peers: BTreeMap<u32, OwnedFd>,
+    seats: Option<Seats>,
     hired: BTreeSet<i32>,
     attempt: Option<Attempt>,
     ending: Option<(AttemptId, Ending)>,
@@ -93,6 +98,7 @@ impl Worker {
             synced: false,
             leader_fd: None,
             peers: BTreeMap::new(),
+            seats: None,
             hired: BTreeSet::new(),
             attempt: None,
             ending: None,
@@ -180,18 +186,18 @@ impl Worker {
             self.begin(id)?;
         }
         for _ in 0..todo.hire {
-            match crew::hire(&mut self.run) {
-                Ok(worker) => {
-                    self.meet(worker);
-                    self.spare_workers();
-                }
+            // Fewer workers are slower, not wrong; a later look tries again.
+            let later = match self.hire() {
+                Ok(true) => continue,
+                Ok(false) => SEAT_MS,
                 Err(error) => {
-                    // Fewer workers are slower, not wrong; the next look tries again.
-                    tracing::warn!(%error, "no further worker could be started");
-                    self.look_at_ms = Some(clock::mono_ms() + AGAIN_MS);
-                    break;
+                    tracing::warn!(error = format!("{error:#}"), "no further worker could be started");
+                    AGAIN_MS
                 }
-            }
+            };
+            let at = clock::mono_ms() + later;
+            self.look_at_ms = Some(self.look_at_ms.map_or(at, |sooner| sooner.min(at)));
+            break;
         }
         let last = todo.leave || (todo.changed && self.run.state.view.ended.is_some());
         if self.leads || last {
@@ -201,6 +207,19 @@ impl Worker {
         }
         self.sync_at_ends(todo.hire == 0, todo.leave);
         Ok(todo.leave)
+    }
+
+    /// Starts a further worker; `false`: this user has as many as there may be.
+    fn hire(&mut self) -> anyhow::Result<bool> {
+        let seats = match &mut self.seats {
+            Some(seats) => seats,
+            None => self.seats.insert(Seats::open()?),
+        };
+        let Some(seat) = seats.take()? else { return Ok(false) };
+        let worker = crew::hire(&mut self.run, Some(seat))?;
+        self.meet(worker);
+        self.spare_workers();
+        Ok(true)
     }
 
     /// The leader syncs the run to disk twice, once everybody works and when it leaves: nobody waits for it there.

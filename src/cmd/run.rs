@@ -95,7 +95,7 @@ fn start(project: &Path, runs: &Path, plan: &Plan, prompt: Option<&str>) -> anyh
     let origin = Origin { prompt_id: None, prompt };
     let folder = RunDir::create_in(project, runs, plan, &origin).context("cannot make the run's folder")?;
     let mut run = folder.start(&State::open()?, plan, &origin).context("cannot start the run")?;
-    crew::hire(&mut run).context("cannot start a worker; `cpw status` tries again")?;
+    crew::hire(&mut run, None).context("cannot start a worker; `cpw status` tries again")?;
     Ok(run)
 }
 

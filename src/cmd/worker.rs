@@ -153,6 +153,8 @@ fn help_with(run: Run) -> anyhow::Result<Exit> {
 fn slot_of(args: &Args, slot: &str) -> anyhow::Result<Exit> {
     let me: WorkerNo = slot.parse().map_err(|()| Wrong::new(format!("'{slot}' is not a worker, such as W1")))?;
     let live = spawn::adopt_live_lock().context("a slot is started by cpw itself")?;
+    // Held until the process ends.
+    let _seat = spawn::adopt_seat()?;
     let project = std::env::current_dir()?;
     let folder = find::run(&project, args.run.as_deref())?;
     if !registry::is_ours(&folder) {

@@ -206,7 +206,7 @@ fn start(
             Err(e) => return Err(e.into()),
         };
         active += 1;
-        if let Err(e) = crew::hire(&mut run) {
+        if let Err(e) = crew::hire(&mut run, None) {
             // It is a run now, and the next hook or command starts its workers.
             return Err(anyhow::Error::from(e).context(format!("run {} has no worker yet", plan.run)));
         }

@@ -26,6 +26,9 @@ pub const USER_KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "d
 /// Keys of `limits`.
 pub const LIMIT_KEYS: &[&str] =
     &["max_workers", "max_runs", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
+/// Keys of the user-wide config's `limits`.
+pub const USER_LIMIT_KEYS: &[&str] =
+    &["max_workers", "user_workers", "max_runs", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
 /// Keys of `conductor`.
 pub const CONDUCTOR_KEYS: &[&str] = &["on_claimed", "wait", "gate", "hold", "wake", "news_chars", "worker_text"];
 /// Keys of a rule.
@@ -54,6 +57,8 @@ pub const MAX_HOLD: Span = Span::from_secs(12 * 3600);
 pub struct Settings {
     /// Tasks of a run at the same time, at most.
     pub max_workers: Option<u32>,
+    /// Workers at the same time over all runs of the user, at most, beside the first of each run. The user's own config only.
+    pub user_workers: Option<u32>,
     /// Active runs in a project, at most.
     pub max_runs: Option<u32>,
     /// How long one attempt may take where its task does not say.
@@ -102,6 +107,7 @@ impl Settings {
     pub fn over(self, wider: &Settings) -> Settings {
         Settings {
             max_workers: smaller(self.max_workers, wider.max_workers),
+            user_workers: smaller(self.user_workers, wider.user_workers),
             max_runs: smaller(self.max_runs, wider.max_runs),
             task_timeout: shorter(self.task_timeout, wider.task_timeout),
             run_timeout: shorter(self.run_timeout, wider.run_timeout),
@@ -362,7 +368,7 @@ pub fn user_config(bytes: &[u8]) -> Result<UserConfig, Vec<Problem>> {
         let known: Vec<&str> = USER_KEYS.iter().copied().chain(["rules"]).collect();
         if n.keys(&mut r, &known, LATER) {
             header(&n, &mut r);
-            out.settings = settings(&n, &mut r, LIMIT_KEYS, CONDUCTOR_KEYS);
+            out.settings = settings(&n, &mut r, USER_LIMIT_KEYS, CONDUCTOR_KEYS);
             out.runs_dir = n.field("runs_dir", &mut r, runs_dir);
         }
     }
@@ -420,6 +426,7 @@ pub(super) fn settings(n: &Node<'_>, r: &mut Report, limit_keys: &[&str], conduc
         && n.keys(r, limit_keys, &[])
     {
         out.max_workers = n.field("max_workers", r, |n, r| n.integer(r, 1..=256));
+        out.user_workers = n.field("user_workers", r, |n, r| n.integer(r, 1..=4096));
         out.max_runs = n.field("max_runs", r, |n, r| n.integer(r, 1..=64));
         out.task_timeout = n.field("task_timeout", r, json::limit);
         out.run_timeout = n.field("run_timeout", r, json::limit);

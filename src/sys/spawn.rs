@@ -97,9 +97,24 @@ impl EnvChange {
     }
 }
 
-/// Starts `exe` with `args` as a process that lives on when we and our parent end: own session, stdin is `live`, stdout
-/// and stderr are `/dev/null`. `live` is a file that we hold the lock of; from here on the new process holds it, without
-/// a moment in between (the child side is [`adopt_live_lock`]). Returns its pid.
+/// Lock files that a detached process holds from its first moment on.
+#[derive(Debug)]
+pub struct Locks {
+    /// Its life.
+    pub live: File,
+    /// Its seat, where it needs one.
+    pub seat: Option<File>,
+}
+
+impl From<File> for Locks {
+    fn from(live: File) -> Locks {
+        Locks { live, seat: None }
+    }
+}
+
+/// Starts `exe` with `args` as a process that lives on when we and our parent end: own session, stdin is the life lock,
+/// stdout the seat or `/dev/null`, stderr `/dev/null`. They are files that we hold the locks of; from here on the new process
+/// holds them, without a moment in between (the child side is [`adopt_live_lock`] and [`adopt_seat`]). Returns its pid.
 ///
 /// It is not our child (a second fork), so nobody has to wait for it; a subreaper above us, or we if we are one, gets it
 /// when it ends.
@@ -108,13 +123,16 @@ pub fn spawn_detached(
     args: &[OsString],
     env: EnvChange,
     cwd: &Path,
-    live: File,
+    locks: impl Into<Locks>,
 ) -> Result<i32, SpawnError> {
+    let Locks { live, seat } = locks.into();
     let whole: Vec<OsString> = std::iter::once(exe.as_os_str().to_owned()).chain(args.iter().cloned()).collect();
     let null = dev_null(exe)?;
     let image = Image::new(exe, &whole, &env.apply(), cwd)?;
     let live = above_standard(live.into()).map_err(|e| system(exe, &e))?;
-    let (first, report) = start(exe, &image, [live.as_fd(), null.as_fd(), null.as_fd()], Role::Detached)?;
+    let seat = seat.map(|seat| above_standard(seat.into())).transpose().map_err(|e| system(exe, &e))?;
+    let stdout = seat.as_ref().map_or(null.as_fd(), AsFd::as_fd);
+    let (first, report) = start(exe, &image, [live.as_fd(), stdout, null.as_fd()], Role::Detached)?;
     // The intermediate process has nothing left to do; ECHILD: somebody else waited for it.
     while waitpid(first, None) == Err(Errno::EINTR) {}
     if let Some((step, errno)) = report.failure {
@@ -139,6 +157,17 @@ pub fn adopt_live_lock() -> io::Result<File> {
     }
     nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
     Ok(file)
+}
+
+/// In a process started by [`spawn_detached`]: takes the seat off stdout, if there is one, and puts `/dev/null` there.
+pub fn adopt_seat() -> io::Result<Option<File>> {
+    let stdout = io::stdout();
+    if nix::sys::stat::fstat(stdout.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Ok(None);
+    }
+    let seat = File::from(stdout.as_fd().try_clone_to_owned()?);
+    nix::unistd::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
+    Ok(Some(seat))
 }
 
 /// What to start as a task.
