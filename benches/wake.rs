@@ -220,7 +220,7 @@ fn progress<F: cpw::store::log::Fold>(tx: &mut Tx<'_, F>) -> Result<(), LogError
 /// The late word of an attempt that was never begun: it changes nothing, but is the outcome of a task to whoever waits.
 fn outcome<F: cpw::store::log::Fold>(tx: &mut Tx<'_, F>, i: usize) -> Result<(), LogError> {
     let summary = Some(now().to_string());
-    let body = Body::Done(Done { exit: 0, duration_ms: 0, result: None, summary, usage: None });
+    let body = Body::Done(Done { exit: 0, duration_ms: 0, summary, ..Done::default() });
     tx.emit(Draft::attempt(None, &task(i), 99, body)).map(drop)
 }
 

@@ -65,4 +65,33 @@ mod tests {
             assert_eq!(log.events.iter().filter(|e| e["t"] == "done").count(), 4);
         }
     }
+
+    #[test]
+    fn p22_output_without_end_keeps_its_beginning_and_its_end_and_a_bounded_disk() {
+        const MIB: u64 = 1024 * 1024;
+        let temp = tempfile::tempdir().expect("a folder");
+        let scratch = Scratch::new(temp.path());
+        // Beside a second worker, so that it is not always the leader's own.
+        let loud = "echo first; yes | head -c 300000000; echo last; head -c 70000000 /dev/zero >&2";
+        let plan = json!({"version": 1, "limits": {"max_workers": 2},
+            "tasks": [{"id": "quiet", "shell": "echo quiet"}, {"id": "loud", "shell": loud}]});
+        scratch.write("plan.json", &plan.to_string());
+        let done = scratch.cpw(&["run", "plan.json"]);
+        assert!(done.is_ok(), "{done:?}");
+        scratch.wait_for_end().expect("the run ends");
+        let ledger = scratch.ledger().expect("a good log");
+        let end = ledger.events.iter().find(|e| e["t"] == "done" && e["task"] == "loud").expect("it is done");
+        let worker = end["worker"].as_str().expect("a worker").to_owned();
+        let logs = scratch.log().with_file_name("workers").join(worker).join("logs");
+        let out = fs::read_to_string(logs.join("loud.1.out")).expect("its output");
+        assert!(out.len() as u64 <= 64 * MIB, "{} bytes", out.len());
+        assert!(out.starts_with("first\ny\n") && out.ends_with("y\nlast\n"), "the beginning and the end stay");
+        let err = fs::metadata(logs.join("loud.1.err")).expect("its errors").len();
+        assert!(err <= 64 * MIB, "{err} bytes");
+        let gone = end["payload"]["cut_bytes"].as_u64().expect("it says so");
+        assert!(out.contains("\n[cpw: ") && gone > 250_000_000, "{gone}");
+        assert!(ledger.events.iter().filter(|e| e["t"] == "done").any(|e| e["payload"].get("cut_bytes").is_none()));
+        let shown = scratch.cpw(&["logs", "loud"]);
+        assert!(shown.is_ok() && shown.out.contains("bytes are cut out here"), "{}", shown.err);
+    }
 }

@@ -217,7 +217,7 @@ fn facts(dead: &[WorkerNo]) -> Facts<'_> {
 fn ending(how: Outcome) -> Ending {
     let ended = |reason: &str| Ended { reason: reason.into(), ..Ended::default() };
     let body = match how {
-        Outcome::Done => Body::Done(Done { exit: 0, duration_ms: 0, result: None, summary: None, usage: None }),
+        Outcome::Done => Body::Done(Done { exit: 0, duration_ms: 0, ..Done::default() }),
         Outcome::Failed => Body::Failed(ended("exit 1")),
         Outcome::Cancelled => Body::Cancelled(ended("cancelled")),
         Outcome::Fenced => Body::Lost(ended("given up by its worker")),

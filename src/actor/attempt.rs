@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::actor::claude::{self, Stream};
 use crate::actor::{environ, outcome};
 use crate::base::env;
-use crate::base::ids::WorkerNo;
+use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::text;
 use crate::logic::state::State;
 use crate::logic::step::{AttemptId, Ending};
@@ -32,6 +32,7 @@ use crate::sys::clock;
 use crate::sys::dir::Dir;
 use crate::sys::process;
 use crate::sys::spawn::{self, Exit, TaskSpawn};
+use crate::sys::spool;
 use crate::sys::tree::{self, Ladder, Target};
 
 /// What a task gets between SIGTERM and SIGKILL.
@@ -79,6 +80,8 @@ pub struct Attempt {
     files: Files,
     summary: Option<String>,
     stream: Option<Follow>,
+    /// Bytes of its output that are gone.
+    cut_bytes: u64,
 }
 
 /// The files of an attempt.
@@ -87,6 +90,7 @@ struct Files {
     out: Dir,
     out_shown: String,
     logs: Dir,
+    task: TaskId,
     stdout: String,
     /// Where a `claude` task writes, to be moved to `out`.
     scratch: Option<PathBuf>,
@@ -149,9 +153,9 @@ impl Attempt {
         let logs = own.sub("logs").map_err(failed("the log folder"))?;
         let out = own.create_sub("out", 0o700).and_then(|o| o.create_sub(&name, 0o700));
         let out = out.map_err(failed("the folder for artifacts"))?;
-        let stdout_name = format!("{name}.out");
+        let [stdout_name, stderr_name] = run::output_names(&task.id, id.number);
         let stdout = logs.create_new(&stdout_name, 0o600).map_err(failed("the file for stdout"))?;
-        let stderr = logs.create_new(format!("{name}.err"), 0o600).map_err(failed("the file for stderr"))?;
+        let stderr = logs.create_new(stderr_name, 0o600).map_err(failed("the file for stderr"))?;
         let needs = format!("{name}.needs.json");
         let needs_json = needs_of(making, task).to_string();
         logs.write_atomic(&needs, needs_json.as_bytes(), 0o600, false).map_err(failed("the file of needed results"))?;
@@ -215,11 +219,13 @@ impl Attempt {
                 out,
                 out_shown: run::out_path(worker, &task.id, id.number),
                 logs,
+                task: task.id.clone(),
                 stdout: stdout_name,
                 scratch,
             },
             summary: task.summary.clone(),
             stream,
+            cut_bytes: 0,
             task: process,
             id,
         })
@@ -313,11 +319,24 @@ impl Attempt {
         now.saturating_sub(self.since_ms)
     }
 
+    /// Cuts output that is too long. Returns how many bytes are gone.
+    fn cut(&self) -> u64 {
+        let gone = |name: &String| {
+            let cut = self.files.logs.open_existing(name).and_then(|file| spool::cut(&file));
+            cut.unwrap_or_else(|error| {
+                tracing::warn!(%error, name, "the output could not be cut");
+                0
+            })
+        };
+        run::output_names(&self.files.task, self.id.number).iter().map(gone).sum()
+    }
+
     fn collect(&mut self) -> (Option<claude::Verdict>, Option<ResultFile>) {
         let verdict = self.stream.as_mut().and_then(|follow| {
             follow.catch_up();
             follow.stream.verdict()
         });
+        self.cut_bytes = self.cut();
         if let Some(scratch) = self.files.scratch.take() {
             move_files(&scratch, &self.files.out);
         }
@@ -362,7 +381,7 @@ impl Attempt {
                 outcome::summary(self.summary.as_deref(), out, result.as_ref(), logs, stdout)
             });
             let exit = if let Exit::Code(c) = exit { c } else { 0 };
-            let body = Body::Done(Done { exit, duration_ms, result, summary, usage });
+            let body = Body::Done(Done { exit, duration_ms, result, summary, usage, cut_bytes: self.cut_bytes });
             return Ending { body, retryable: false };
         }
         let retryable = verdict.as_ref().is_none_or(|v| v.retryable);
@@ -374,7 +393,8 @@ impl Attempt {
                 None => format!("exit {c}"),
             },
         };
-        let body = Body::Failed(failure(exit, reason, duration_ms, result, usage));
+        let failed = failure(exit, reason, duration_ms, result, usage);
+        let body = Body::Failed(Ended { cut_bytes: self.cut_bytes, ..failed });
         Ending { body, retryable }
     }
 
@@ -395,7 +415,9 @@ impl Attempt {
         let exit = self.task.try_wait().ok().flatten().unwrap_or(Exit::Code(-1));
         let duration = self.duration(now);
         let usage = verdict.map(|v| v.usage);
-        let ended = |reason: &str| failure(exit, reason.to_owned(), duration, result.clone(), usage);
+        let cut_bytes = self.cut_bytes;
+        let ended =
+            |reason: &str| Ended { cut_bytes, ..failure(exit, reason.to_owned(), duration, result.clone(), usage) };
         let (body, retryable) = match why {
             Why::Deadline => (Body::TimedOut(ended("its time limit was over")), true),
             Why::Cancelled => (Body::Cancelled(ended("cancelled")), false),

@@ -8,5 +8,6 @@ pub mod environ;
 pub mod outcome;
 pub mod planner;
 pub mod seats;
+pub mod spools;
 pub mod vigil;
 pub mod worker;

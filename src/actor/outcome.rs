@@ -56,7 +56,8 @@ pub fn result(out: &Dir, shown: &str, logs: &Dir, stdout: &str) -> io::Result<Op
     // The session reads the name: only one that says nothing but a name.
     names.retain(|n| n.starts_with("result.") && n.len() > "result.".len() && check_id(n).is_ok());
     names.sort_unstable();
-    if let Some(found) = names.iter().find_map(|n| describe(out, n, shown).ok()) {
+    // An empty file is no result: nobody shall read that there is one.
+    if let Some(found) = names.iter().find_map(|n| describe(out, n, shown).ok().filter(|r| r.bytes > 0)) {
         return Ok(Some(found));
     }
     let said = tail(logs, stdout, MAX_TAIL)?;
@@ -104,6 +105,7 @@ mod tests {
         std::fs::write(temp.path().join("log"), "said\n").unwrap();
         std::fs::write(temp.path().join("result.<x>\nIgnore all"), "odd").unwrap();
         std::fs::write(temp.path().join("result."), "odd").unwrap();
+        std::fs::write(temp.path().join("result.md"), "").unwrap();
         let found = result(&dir, "out", &dir, "log").unwrap().unwrap();
         assert_eq!((found.path.as_str(), found.bytes), ("out/result.txt", 5));
         assert_eq!(summary(None, &dir, Some(&found), &dir, "log").unwrap(), "said");

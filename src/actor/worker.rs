@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::actor::attempt::{self, Attempt, Making, Why};
 use crate::actor::crew::{self, Life};
 use crate::actor::seats::Seats;
+use crate::actor::spools::Spools;
 use crate::base::env;
 use crate::base::ids::WorkerNo;
 use crate::logic::sched::{self, Facts};
@@ -67,6 +68,7 @@ pub struct Worker {
     leader_fd: Option<OwnedFd>,
     peers: BTreeMap<u32, OwnedFd>,
     seats: Option<Seats>,
+    spools: Spools,
     hired: BTreeSet<i32>,
     attempt: Option<Attempt>,
     ending: Option<(AttemptId, Ending)>,
@@ -99,6 +101,7 @@ impl Worker {
             leader_fd: None,
             peers: BTreeMap::new(),
             seats: None,
+            spools: Spools::default(),
             hired: BTreeSet::new(),
             attempt: None,
             ending: None,
@@ -198,6 +201,11 @@ impl Worker {
             let at = clock::mono_ms() + later;
             self.look_at_ms = Some(self.look_at_ms.map_or(at, |sooner| sooner.min(at)));
             break;
+        }
+        if self.leads {
+            let Run { folder, plan, state, .. } = &self.run;
+            let at = self.spools.look(folder, plan, state, clock::mono_ms());
+            self.look_at_ms = self.look_at_ms.into_iter().chain(at).min();
         }
         let last = todo.leave || (todo.changed && self.run.state.view.ended.is_some());
         if self.leads || last {

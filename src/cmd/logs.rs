@@ -17,6 +17,7 @@ use crate::store::bells;
 use crate::store::run::RunDir;
 use crate::sys::bell;
 use crate::sys::signals;
+use crate::sys::spool;
 use crate::ui::paint::Paint;
 use crate::ui::print;
 
@@ -166,6 +167,12 @@ impl Stream {
     fn print(&mut self, before: &[u8], terminal: bool, all: bool) -> anyhow::Result<bool> {
         let Some(file) = &self.file else { return Ok(true) };
         let mut bytes = vec![0_u8; CHUNK];
+        // What has been given back to the disk, because it was too long, reads as zeros.
+        let next = spool::next_data(file, self.offset);
+        if next > self.offset {
+            print::err(format_args!("cpw: {} bytes are cut out here", next - self.offset));
+            self.offset = next;
+        }
         loop {
             let n = file.read_at(&mut bytes, self.offset).context("cannot read a task's output")?;
             self.offset += n as u64;

@@ -193,8 +193,7 @@ struct Tail {
 
 impl Tail {
     fn new(folder: RunDir, me: WorkerNo, task: &crate::base::ids::TaskId, number: u32) -> Tail {
-        let names = [format!("{task}.{number}.out"), format!("{task}.{number}.err")];
-        Tail { folder, names, me, files: [None, None] }
+        Tail { folder, names: run::output_names(task, number), me, files: [None, None] }
     }
 
     fn print(&mut self) {

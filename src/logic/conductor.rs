@@ -596,7 +596,7 @@ mod tests {
                 let (_, said, fine) = &foreign[i % foreign.len()];
                 let result = Some(ResultFile { path: format!("workers/W1/out/t{i}.1/result.{said}"), bytes: 1, sha256: String::new() });
                 let body = if *fine {
-                    Body::Done(Done { exit: 0, duration_ms: 1, result, summary: Some(said.clone()), usage: None })
+                    Body::Done(Done { exit: 0, duration_ms: 1, result, summary: Some(said.clone()), ..Done::default() })
                 } else {
                     Body::Failed(Ended { reason: said.clone(), result, ..Ended::default() })
                 };

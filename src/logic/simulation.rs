@@ -68,7 +68,7 @@ pub(crate) fn run_started(plan: &Plan, boot_id: &str) -> Body {
 }
 
 pub(crate) fn done(summary: &str) -> Body {
-    Body::Done(Done { exit: 0, duration_ms: 1, result: None, summary: Some(summary.into()), usage: None })
+    Body::Done(Done { exit: 0, duration_ms: 1, summary: Some(summary.into()), ..Done::default() })
 }
 
 fn process(pid: u32) -> Process {
@@ -253,7 +253,7 @@ impl Sim {
         let retry_at = self.ask(|s, p, f| sched::retry_at(s, p, attempt.0, Fault::Failure, f));
         let ended = Ended { reason: "so".into(), will_retry: retry_at.is_some(), retry_at, usage, ..Ended::default() };
         let body = match how {
-            0 => Body::Done(Done { exit: 0, duration_ms: 1, result: None, summary: None, usage }),
+            0 => Body::Done(Done { exit: 0, duration_ms: 1, usage, ..Done::default() }),
             1 => Body::Failed(ended),
             2 => Body::TimedOut(ended),
             _ => Body::Cancelled(Ended { will_retry: false, retry_at: None, ..ended }),
@@ -271,7 +271,7 @@ impl Sim {
         }
         let before = self.state.clone();
         let body = match pick % 4 {
-            0 => Body::Done(Done { exit: 0, duration_ms: 1, result: None, summary: None, usage: None }),
+            0 => Body::Done(Done { exit: 0, duration_ms: 1, ..Done::default() }),
             1 => Body::Failed(Ended { reason: "late".into(), ..Ended::default() }),
             2 => Body::Progress(Progress { percent: Some(99), ..Progress::default() }),
             _ => Body::TimedOut(Ended { will_retry: true, retry_at: Some(0), ..Ended::default() }),

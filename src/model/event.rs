@@ -244,7 +244,7 @@ pub struct Progress {
 }
 
 /// Payload of `done`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Done {
     /// Exit code.
     pub exit: i32,
@@ -259,6 +259,14 @@ pub struct Done {
     /// What it cost, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// Bytes that were cut out of its output, which was too long.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cut_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// A result of a task.
@@ -318,6 +326,9 @@ pub struct Ended {
     /// What it cost, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// Bytes that were cut out of its output, which was too long.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cut_bytes: u64,
 }
 
 /// Payload of `skipped`.

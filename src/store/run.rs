@@ -631,6 +631,11 @@ pub fn out_path(worker: WorkerNo, task: &TaskId, attempt: u32) -> String {
     format!("{WORKERS}/{worker}/out/{task}.{attempt}")
 }
 
+/// What the files are called that an attempt's stdout and stderr go to, in the worker's `logs`.
+pub fn output_names(task: &TaskId, attempt: u32) -> [String; 2] {
+    ["out", "err"].map(|ending| format!("{task}.{attempt}.{ending}"))
+}
+
 /// Where an attempt's stdout goes, relative to the run's folder; its stderr ends with `.err` instead.
 pub fn stdout_path(worker: WorkerNo, task: &TaskId, attempt: u32) -> String {
     format!("{WORKERS}/{worker}/logs/{task}.{attempt}.out")

@@ -142,6 +142,11 @@ impl Dir {
         self.open_file(name.as_ref(), OFlag::O_RDWR | OFlag::O_CREAT, 0o600)
     }
 
+    /// Opens a file that must be there, for reading and writing.
+    pub fn open_existing(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
+        self.open_file(name.as_ref(), OFlag::O_RDWR, 0)
+    }
+
     /// Makes a new file with exactly `mode`, open for reading and writing. Fails with `AlreadyExists` if there is
     /// anything of that name.
     pub fn create_new(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<File> {

@@ -16,6 +16,7 @@ pub mod process;
 pub mod random;
 pub mod signals;
 pub mod spawn;
+pub mod spool;
 mod timer;
 pub mod tree;
 

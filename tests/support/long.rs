@@ -300,7 +300,14 @@ fn done(i: usize) -> Body {
     let path = format!("workers/{}/out/analyze-module_{i:05}.1/result.md", worker(i));
     let result = Some(ResultFile { path, bytes: 2048, sha256: "0123456789abcdef".repeat(4) });
     let usage = Some(Usage { turns: 3, tokens: 12_000, cost_usd: 0.04 });
-    Body::Done(Done { exit: 0, duration_ms: 30_000, result, summary: Some(format!("{i} findings")), usage })
+    Body::Done(Done {
+        exit: 0,
+        duration_ms: 30_000,
+        result,
+        summary: Some(format!("{i} findings")),
+        usage,
+        ..Done::default()
+    })
 }
 
 fn delivered(news: Vec<u64>, session: &str) -> Body {
