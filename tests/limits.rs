@@ -15,7 +15,9 @@ mod scratch;
 mod tests {
     use std::fs;
 
-    use serde_json::json;
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use serde_json::{Map, Value, json};
 
     use crate::ledger::Ledger;
     use crate::scratch::Scratch;
@@ -93,5 +95,88 @@ mod tests {
         assert!(ledger.events.iter().filter(|e| e["t"] == "done").any(|e| e["payload"].get("cut_bytes").is_none()));
         let shown = scratch.cpw(&["logs", "loud"]);
         assert!(shown.is_ok() && shown.out.contains("bytes are cut out here"), "{}", shown.err);
+    }
+
+    /// Whether one of its workers is in a call that can be interrupted: in such a state it does not hold the log.
+    fn waits(pid: i32) -> bool {
+        stat(pid).contains(") S ")
+    }
+
+    fn stat(pid: i32) -> String {
+        fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()
+    }
+
+    fn state_of(scratch: &Scratch, task: &str) -> String {
+        let shown = scratch.cpw(&["status", "--json"]);
+        let status: Value = serde_json::from_str(&shown.out).unwrap_or_else(|e| panic!("{e}: {shown:?}"));
+        let tasks = status["runs"][0]["tasks"].as_array().cloned().unwrap_or_default();
+        tasks.iter().find(|t| t["task"] == task).map(|t| t["state"].to_string()).unwrap_or_default()
+    }
+
+    /// The worker that runs a task, and its pid.
+    fn worker_of(scratch: &Scratch, task: &str) -> (String, i32) {
+        let ledger = scratch.ledger().expect("a good log");
+        let about = |e: &&Map<String, Value>, t: &str, key: &str, value: &str| {
+            e["t"] == t && e.get(key).is_some_and(|v| v == value)
+        };
+        let started = ledger.events.iter().find(|e| about(e, "spawned", "task", task)).expect("it was spawned");
+        let worker = started["worker"].as_str().expect("a worker").to_owned();
+        let born =
+            ledger.events.iter().find(|e| about(e, "worker_started", "worker", &worker)).expect("it was started");
+        (worker, i32::try_from(born["payload"]["pid"].as_i64().expect("a pid")).expect("a pid"))
+    }
+
+    fn has(scratch: &Scratch, kind: &str, task: &str) -> bool {
+        let ledger = scratch.ledger().expect("a good log");
+        ledger.events.iter().any(|e| e["t"] == kind && e.get("task").is_some_and(|t| t == task))
+    }
+
+    /// Stops the worker of `stuck` while it waits for its task.
+    fn stop_worker_of(scratch: &Scratch, task: &str) -> i32 {
+        scratch.wait("the task runs", || has(scratch, "spawned", task)).expect("it runs");
+        let (_, pid) = worker_of(scratch, task);
+        scratch.wait("its worker waits", || waits(pid)).expect("it waits");
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it is told to stop");
+        scratch.wait("it is stopped", || stat(pid).contains(") T ")).expect("it stops");
+        pid
+    }
+
+    #[test]
+    fn p11_a_stopped_worker_is_shown_and_ended_at_the_limit_by_another_one() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let scratch = Scratch::new(temp.path());
+        let plan = json!({"version": 1, "limits": {"max_workers": 2}, "tasks": [
+            {"id": "stuck", "shell": "echo x >> effects; while [ ! -e go ]; do sleep 0.02; done", "timeout": "4s"},
+            {"id": "other", "shell": "while [ ! -e go ]; do sleep 0.02; done"}]});
+        scratch.write("plan.json", &plan.to_string());
+        assert!(scratch.cpw(&["run", "plan.json", "--detach"]).is_ok());
+        scratch.wait("the other task", || has(&scratch, "spawned", "other")).expect("it runs");
+        let pid = stop_worker_of(&scratch, "stuck");
+        assert_eq!(state_of(&scratch, "stuck"), "\"stalled\"");
+        scratch.wait("its end", || has(&scratch, "lost", "stuck")).expect("somebody ends it");
+        assert!(!stat(pid).contains(") T "), "its worker is still there");
+        scratch.write("go", "");
+        scratch.wait_for_end().expect("the run ends");
+        assert!(has(&scratch, "done", "other") && !has(&scratch, "done", "stuck"));
+        assert_eq!(fs::read_to_string(scratch.project().join("effects")).expect("its effect"), "x\n", "once");
+    }
+
+    #[test]
+    fn p11_where_every_worker_is_stopped_the_next_command_ends_them_at_the_limit() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let scratch = Scratch::new(temp.path());
+        let stuck = "test -e again || { touch again; sleep 600; }";
+        let plan = json!({"version": 1, "limits": {"max_workers": 1}, "tasks": [
+            {"id": "stuck", "shell": stuck, "timeout": "1s", "retries": 1, "backoff": "10ms"}]});
+        scratch.write("plan.json", &plan.to_string());
+        assert!(scratch.cpw(&["run", "plan.json", "--detach"]).is_ok());
+        stop_worker_of(&scratch, "stuck");
+        let done = || {
+            assert!(scratch.cpw(&["status"]).status.code().is_some());
+            has(&scratch, "done", "stuck")
+        };
+        scratch.wait("the second attempt", done).expect("the command goes on");
+        scratch.wait_for_end().expect("the run ends");
+        assert!(has(&scratch, "lost", "stuck"));
     }
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 
+use crate::actor::hung;
 use crate::base::ids::WorkerNo;
 use crate::logic::step;
 use crate::logic::view::View;
@@ -169,7 +170,7 @@ pub fn tend_run(run: &mut Run) -> Result<Tended, LogError> {
     if run.state.view.ended.is_some() {
         return Ok(Tended::Nobody);
     }
-    if anybody(&run.folder, &run.state.view) {
+    if anybody(&run.folder, &run.state.view) && !hung::end_overdue(run, None, clock::mono_ms()) {
         return Ok(Tended::Alive);
     }
     // A worker that has left in order may have ended the run since it was read.

@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod claude;
 pub mod crew;
 pub mod environ;
+pub mod hung;
 pub mod outcome;
 pub mod planner;
 pub mod seats;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::actor::attempt::{self, Attempt, Making, Why};
 use crate::actor::crew::{self, Life};
+use crate::actor::hung::{self, HOLDS_LOG_MS};
 use crate::actor::seats::Seats;
 use crate::actor::spools::Spools;
 use crate::base::env;
@@ -158,7 +159,11 @@ impl Worker {
         tracing::warn!(%error, "the log could not be used");
         let hopeless =
             matches!(error, LogError::Damaged(_) | LogError::Newer(_) | LogError::Line(_) | LogError::Unsynced(_));
-        if !hopeless && now.saturating_sub(since) < PATIENCE_MS {
+        let stuck = now.saturating_sub(since);
+        if !hopeless && stuck < PATIENCE_MS {
+            if stuck >= HOLDS_LOG_MS && hung::end_stopped_holder(&self.run) {
+                self.stuck_since_ms = Some(now);
+            }
             self.look_at_ms = Some(now + AGAIN_MS);
             return Ok(());
         }
@@ -183,6 +188,9 @@ impl Worker {
         self.follow_leader();
         self.meet_new_ones();
         self.watch_attempt();
+        if hung::end_overdue(&self.run, Some(self.me), self.looked_ms) {
+            self.look_at_ms = Some(self.looked_ms + AGAIN_MS);
+        }
         self.find_dead()?;
         let todo = self.transact()?;
         if let Some(id) = todo.begin {
@@ -455,9 +463,10 @@ impl Worker {
         let now = clock::mono_ms();
         let mut at = now.saturating_add(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
         let attempt = self.attempt.as_ref().and_then(Attempt::next_look);
+        let overdue = hung::next_overdue(&self.run, Some(self.me), self.looked_ms);
         let idle = self.attempt.is_none() || self.leads;
         let moment = sched::next_moment(&self.run.state, &self.run.plan, self.looked_ms).filter(|_| idle);
-        for earlier in [attempt, moment, self.look_at_ms].into_iter().flatten() {
+        for earlier in [attempt, moment, overdue, self.look_at_ms].into_iter().flatten() {
             at = at.min(earlier);
         }
         let mut fds: Vec<BorrowedFd<'_>> = vec![termination.fd()];

@@ -291,11 +291,12 @@ fn word(view: &View) -> &'static str {
     view.ended.as_ref().map_or("active", |e| lines::verdict(e.status))
 }
 
-/// A task's state in a word; a running one whose process was stopped is stalled.
+/// A task's state in a word; a running one whose process, or whose worker, was stopped is stalled.
 fn task_word(state: &State, i: usize) -> &'static str {
     let task = &state.tasks[i];
-    let process = task.open.as_ref().and_then(|o| o.process.as_ref());
-    if process.and_then(process::exists).is_some_and(|s| matches!(s.state, 'T' | 't')) {
+    let worker = task.open.as_ref().and_then(|o| state.view.workers.get(&o.worker.0));
+    let processes = task.open.as_ref().and_then(|o| o.process.as_ref()).into_iter().chain(worker);
+    if processes.filter_map(process::exists).any(|stat| stat.is_stopped()) {
         return "stalled";
     }
     task.phase.word()

@@ -72,6 +72,23 @@ pub fn try_shared_probe(file: &File) -> io::Result<Probe> {
     }
 }
 
+/// Who holds a lock of a file with this inode number, by pid; none where the system does not tell (Linux does, in
+/// `/proc/locks`). Another file system may have a file of the same number: what is done about a holder must not depend on
+/// this alone.
+pub fn holders(file: &File) -> Vec<i32> {
+    let Ok(ino) = file.metadata().map(|m| std::os::unix::fs::MetadataExt::ino(&m)) else { return Vec::new() };
+    // 1: FLOCK  ADVISORY  WRITE 4711 08:01:123 0 EOF; who only waits has an arrow behind the first word.
+    let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let holder = |line: &str| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let is_flock = words.next() == Some("FLOCK");
+        let pid = words.nth(2)?.parse().ok()?;
+        let same = words.next()?.rsplit(':').next()?.parse() == Ok(ino);
+        (is_flock && same).then_some(pid)
+    };
+    text.lines().filter_map(holder).collect()
+}
+
 type Take = fn(&File) -> io::Result<()>;
 
 fn got(result: io::Result<()>) -> io::Result<bool> {
