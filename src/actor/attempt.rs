@@ -283,6 +283,10 @@ impl Attempt {
         let exited = self.task.try_wait();
         if matches!(self.stage, Stage::Running) {
             match exited {
+                Ok(Some(exit)) if self.target.is_surely_gone() => {
+                    self.stage = Stage::Over;
+                    return (progress, Some(self.exited(exit, said, now)));
+                }
                 Ok(Some(exit)) => self.stage = Stage::Sweeping(self.sweep(now), exit),
                 Ok(None) if self.deadline_ms.is_some_and(|d| now >= d) => self.end(Why::Deadline),
                 Ok(None) => {}

@@ -342,7 +342,10 @@ impl Worker {
             }
         }
         let mine: Vec<i32> = self.attempt.as_ref().map(|a| a.process().pid).into_iter().collect();
-        spawn::reap_adopted(&mine);
+        for pid in spawn::reap_adopted(&mine) {
+            // From now on the number may be anybody's.
+            self.hired.remove(&pid);
+        }
     }
 
     /// Looks which workers are dead, and ends what is left of their tasks: only then may the task be tried again.

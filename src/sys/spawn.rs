@@ -284,6 +284,25 @@ pub fn reap_adopted(except: &[i32]) -> Vec<i32> {
         .collect()
 }
 
+/// Whether a process below this one, which is a subreaper, is left, other than the children in `except` and what is below
+/// them. Whoever loses its parent comes to us, so that without children there is nobody. The kernel's list of children is
+/// whole here: only we wait for them, so that none leaves it while it is read. `None` where there is no such list.
+#[cfg(target_os = "linux")]
+pub fn has_descendants(except: &[i32]) -> Option<bool> {
+    reap_adopted(except);
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    if nix::sys::wait::waitid(nix::sys::wait::Id::All, flags) == Err(Errno::ECHILD) {
+        return Some(false);
+    }
+    Some(listed_children()?.iter().any(|pid| !except.contains(pid)))
+}
+
+/// See above: nobody comes back to us here.
+#[cfg(not(target_os = "linux"))]
+pub fn has_descendants(_except: &[i32]) -> Option<bool> {
+    None
+}
+
 /// One cheap call for the usual case that there is nothing to reap.
 #[cfg(target_os = "linux")]
 fn any_child_ended() -> bool {
@@ -299,14 +318,18 @@ fn any_child_ended() -> bool {
 
 /// The children of this process: from the kernel's list, or where that is not built in, by looking at everybody.
 fn children() -> Vec<i32> {
-    let lists = std::fs::read_dir("/proc/self/task").ok().map(|threads| {
-        threads.map(|t| std::fs::read_to_string(t?.path().join("children"))).collect::<io::Result<Vec<String>>>()
-    });
-    if let Some(Ok(lists)) = lists {
-        return lists.iter().flat_map(|l| l.split_ascii_whitespace()).filter_map(|pid| pid.parse().ok()).collect();
-    }
-    let me = getpid().as_raw();
-    super::process::all_pids().into_iter().filter(|pid| Stat::of(*pid).is_some_and(|s| s.ppid == me)).collect()
+    listed_children().unwrap_or_else(|| {
+        let me = getpid().as_raw();
+        super::process::all_pids().into_iter().filter(|pid| Stat::of(*pid).is_some_and(|s| s.ppid == me)).collect()
+    })
+}
+
+/// The kernel's list, of all threads; `None` where it is not built in.
+fn listed_children() -> Option<Vec<i32>> {
+    let threads = std::fs::read_dir("/proc/self/task").ok()?;
+    let list = |thread: io::Result<std::fs::DirEntry>| std::fs::read_to_string(thread?.path().join("children"));
+    let lists = threads.map(list).collect::<io::Result<Vec<String>>>().ok()?;
+    Some(lists.iter().flat_map(|l| l.split_ascii_whitespace()).filter_map(|pid| pid.parse().ok()).collect())
 }
 
 /// Finds the program that `name` means. With a slash: relative to `cwd`. Without: the first executable on `path_var`, where

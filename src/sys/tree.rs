@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::getpid;
 
 use super::process::{self, Emptiness, Signal, Stat, all_pids, emptiness, environ_block};
+use super::spawn::has_descendants;
 use crate::model::event::Process;
 
 /// What belongs to an attempt.
@@ -36,6 +37,12 @@ impl Target {
     pub fn with_descendants(mut self, except: &[i32]) -> Target {
         self.descendants_except = Some(except.to_vec());
         self
+    }
+
+    /// Whether it is certain, by a short look, that nobody is left once the first process has been waited for. Otherwise all
+    /// processes have to be looked at.
+    pub fn is_surely_gone(&self) -> bool {
+        self.descendants_except.as_ref().is_some_and(|except| has_descendants(except) == Some(false))
     }
 
     /// Replaces the exceptions of [`Target::with_descendants`]: workers come and go while an attempt runs.
@@ -455,9 +462,11 @@ mod tests {
             assert!(!pids(&attempt.target()).contains(&bare.pid), "this test proves nothing");
             let target = attempt.target().with_descendants(&[worker.pid]);
             assert_eq!(pids(&target), [bare.pid]);
-            walk_down(&mut attempt, target, LONG);
+            assert!(!target.is_surely_gone(), "it has escaped, and is still there");
+            walk_down(&mut attempt, target.clone(), LONG);
             assert!(!alive(&bare) && alive(&worker));
             assert_eq!(reap_adopted(&[worker.pid]), [bare.pid]);
+            assert!(target.is_surely_gone(), "only the worker is left");
             assert!(kill_now(&Target::default().with_descendants(&[]), LONG));
             println!("checked");
             return;
