@@ -179,4 +179,36 @@ mod tests {
         scratch.wait_for_end().expect("the run ends");
         assert!(has(&scratch, "lost", "stuck"));
     }
+
+    #[test]
+    fn p27_a_task_that_kills_its_workers_is_given_up() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let scratch = Scratch::new(temp.path());
+        // The first process of a task is a child of its worker. Not before its start is in the log: a worker that dies in
+        // between is the same for the log, but not for this test.
+        let murder = "until grep -q '\"spawned\".*\"task\":\"murder\",\"attempt\":'$CPW_ATTEMPT $CPW_RUN_DIR/events.jsonl; \
+            do sleep 0.01; done; echo x >> effects; kill -9 $PPID; sleep 600";
+        let plan = json!({"version": 1, "limits": {"max_workers": 1}, "tasks": [
+            {"id": "murder", "shell": murder, "retries": 9, "backoff": "10ms"},
+            {"id": "behind", "shell": "true", "needs": ["murder"]}, {"id": "beside", "shell": "true"}]});
+        scratch.write("plan.json", &plan.to_string());
+        assert!(scratch.cpw(&["run", "plan.json", "--detach"]).is_ok());
+        let over = || {
+            assert!(scratch.cpw(&["status"]).status.code().is_some());
+            scratch.ledger().expect("a good log").is_ended()
+        };
+        scratch.wait("the end of the run", over).expect("it ends");
+        scratch.wait_for_end().expect("nobody is left");
+        let ledger = scratch.ledger().expect("a good log");
+        let of = |task: &str| -> Vec<String> {
+            let about = ledger.events.iter().filter(|e| e.get("task").is_some_and(|t| t == task));
+            about.map(|e| e["t"].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        let once = ["started", "spawned", "lost"];
+        assert_eq!(of("murder"), [once, once, once].concat());
+        assert_eq!((of("behind").last(), of("beside").last()), (Some(&"skipped".into()), Some(&"done".into())));
+        assert_eq!(fs::read_to_string(scratch.project().join("effects")).expect("its effects"), "x\nx\nx\n");
+        let last = ledger.events.iter().rfind(|e| e["t"] == "lost").expect("it was lost");
+        assert_eq!(last["payload"]["reason"], "the worker died, 3 times within a minute");
+    }
 }

@@ -184,6 +184,21 @@ mod tests {
     }
 
     #[test]
+    fn the_holder_is_known_and_who_only_waits_is_not_one() {
+        let (_temp, dir) = folder();
+        let file = dir.open_rw("lock").unwrap();
+        assert!(holders(&file).is_empty());
+        assert!(try_exclusive(&file).unwrap());
+        assert_eq!(holders(&dir.open_read("lock").unwrap()), [std::process::id().cast_signed()]);
+        let other = dir.open_rw("lock").unwrap();
+        let waiter = std::thread::spawn(move || lock_exclusive(&other, LONG).unwrap());
+        until("it waits", || somebody_waits(&file));
+        assert_eq!(holders(&file).len(), 1);
+        unlock(&file).unwrap();
+        assert!(waiter.join().unwrap());
+    }
+
+    #[test]
     fn waiting_for_a_stopped_holder_ends_with_the_budget() {
         let (_temp, dir) = folder();
         let held_by = holder(&dir, "lock");
