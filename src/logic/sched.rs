@@ -160,7 +160,13 @@ fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
         .filter(|&i| bad(i) && !plan.tasks[i].allow_failure)
         .map(|i| plan.tasks[i].id.as_str())
         .collect();
-    let halted = stopped(state, plan, facts).filter(|_| counts.skipped + counts.cancelled > 0);
+    // What the restart or the end of time has hit was not the task's own failure.
+    let hit = |why| {
+        state.tasks.iter().any(|task| {
+            matches!((why, task.phase), (Stopped::Rebooted, Phase::Lost) | (Stopped::OutOfTime, Phase::TimedOut))
+        })
+    };
+    let halted = stopped(state, plan, facts).filter(|&why| counts.skipped + counts.cancelled > 0 || hit(why));
     let (status, reason) = if state.view.cancelled || (counts.cancelled > 0 && failed.is_empty()) {
         (Verdict::Cancelled, "cancelled".to_owned())
     } else if let Some(why) = halted {
