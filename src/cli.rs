@@ -42,6 +42,10 @@ pub enum Command {
     Schema(cmd::schema::Args),
     /// Run a plan and show its progress until it ends
     Run(cmd::run::Args),
+    /// Run again what a run left undone; what is done is taken over
+    Retry(cmd::again::RetryArgs),
+    /// Go on with a run that was interrupted; what is done is taken over
+    Resume(cmd::again::ResumeArgs),
     /// Show the runs of this project, or one run in detail
     Status(cmd::status::Args),
     /// Show what tasks wrote to stdout and stderr
@@ -89,6 +93,8 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => cmd::plan::run(args),
         Command::Schema(args) => cmd::schema::run(args),
         Command::Run(args) => cmd::run::run(args),
+        Command::Retry(args) => cmd::again::retry(args),
+        Command::Resume(args) => cmd::again::resume(args),
         Command::Status(args) => cmd::status::run(args),
         Command::Logs(args) => cmd::logs::run(args),
         Command::Events(args) => cmd::events::run(args),

@@ -672,6 +672,7 @@ fn plan(max_workers: u32, tasks: Vec<Task>) -> Plan {
         run: RunId::new("20260101-000000-model").unwrap(),
         session: None,
         rule: None,
+        from: None,
         limits: Limits { max_workers, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),

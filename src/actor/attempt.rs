@@ -385,7 +385,8 @@ impl Attempt {
                 outcome::summary(self.summary.as_deref(), out, result.as_ref(), logs, stdout)
             });
             let exit = if let Exit::Code(c) = exit { c } else { 0 };
-            let body = Body::Done(Done { exit, duration_ms, result, summary, usage, cut_bytes: self.cut_bytes });
+            let body =
+                Body::Done(Done { exit, duration_ms, result, summary, usage, cut_bytes: self.cut_bytes, from: None });
             return Ending { body, retryable: false };
         }
         let retryable = verdict.as_ref().is_none_or(|v| v.retryable);

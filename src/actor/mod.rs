@@ -1,6 +1,7 @@
 //! Who changes a run: workers that run its tasks, and anybody who finishes what a dead worker left behind. There is no step
 //! that only one particular process can do; locks decide who does it now.
 
+pub mod again;
 pub mod attempt;
 pub mod claude;
 pub mod crew;

@@ -14,7 +14,7 @@ use crate::model::plan::Plan;
 use crate::store::home::State;
 use crate::store::run::{self, Origin, Run, RunDir};
 use crate::store::trust::Trust;
-use crate::sys::signals;
+use crate::sys::signals::{self, Termination};
 use crate::ui::print;
 
 /// Run a plan and show its progress until it ends
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let prompt = args.prompt.as_deref().map(crate::cmd::plan::prompt_text).transpose()?;
     let mut plans = match (&args.plan, &args.prompt) {
         (Some(file), _) => {
-            refuse_below_client()?;
+            refuse_below_client("a plan file is not started", "approves it by naming it")?;
             vec![crate::cmd::plan::read(file, run::new_id())?]
         }
         (None, Some(_)) => plans_for_prompt(&project, prompt.as_deref().unwrap_or_default())?,
@@ -70,6 +70,11 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     for plan in &plans {
         runs.push(start(&project, &folder, plan, prompt.as_deref())?);
     }
+    show(runs, termination.as_ref())
+}
+
+/// Shows runs until they end, or, without `termination`, says that they go on in the background.
+pub(crate) fn show(runs: Vec<Run>, termination: Option<&Termination>) -> anyhow::Result<Exit> {
     let Some(termination) = termination else {
         for run in &runs {
             let id = &run.plan.run;
@@ -82,7 +87,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     for run in runs {
         // After a Ctrl-C the others are still to be told.
         let manner = if exit == Exit::Interrupted { Manner::Cancel } else { Manner::Own };
-        match (follow::until_end(run, &termination, manner)?, exit) {
+        match (follow::until_end(run, termination, manner)?, exit) {
             (_, Exit::Interrupted) | (Followed::Interrupted, _) => exit = Exit::Interrupted,
             (Followed::Failed, _) => exit = Exit::Failed,
             (Followed::Ok, _) => {}
@@ -121,14 +126,14 @@ fn plans_for_prompt(project: &Path, prompt: &str) -> anyhow::Result<Vec<Plan>> {
     Ok(considered.into_iter().filter_map(|c| c.outcome.ok()).collect())
 }
 
-/// Below a client only approved bytes start, and a plan file is approved by the person who names it: the model is none. A
-/// task may, because a person approved what it runs.
-pub(crate) fn refuse_below_client() -> anyhow::Result<()> {
+/// Below a client only approved bytes start, and a plan file, or an old run, is approved by the person who names it: the
+/// model is none. A task may, because a person approved what it runs.
+pub(crate) fn refuse_below_client(what: &str, who: &str) -> anyhow::Result<()> {
     if std::env::var_os(env::DEPTH).is_some() {
         return Ok(());
     }
     let Some(why) = crate::cmd::allow::below_client() else { return Ok(()) };
-    let what = format!("a plan file is not started inside Claude Code ({why}): only a person approves it by naming it");
+    let what = format!("{what} inside Claude Code ({why}): only a person {who}");
     Err(Wrong::with_hint(what, "run it in a terminal, or make it a rule of .claude/cpw.json that the user approves")
         .into())
 }

@@ -15,6 +15,7 @@ use crate::base::ids::{RunId, WorkerNo};
 use crate::base::text::one_line;
 use crate::cmd::find;
 use crate::cmd::follow::{self, Followed, Manner};
+use crate::logic::sched;
 use crate::logic::state::State;
 use crate::logic::view::{Phase, View};
 use crate::logic::wake::Concern;
@@ -332,9 +333,16 @@ fn text(out: &mut String, shown: &Shown, detail: bool, paint: Paint) {
         Shown::Brief(id, view) => {
             out.push_str(&head(id, view, None, paint));
             out.push('\n');
+            out.push_str(&resume_hint(id, view, paint));
         }
         Shown::Whole(whole) => whole_text(out, whole, detail, paint),
     }
+}
+
+/// How to go on with a run that was interrupted: that is a person's choice.
+fn resume_hint(id: &RunId, view: &View, paint: Paint) -> String {
+    let hint = || paint.dim(format_args!("  `cpw resume {id}` goes on with what is not done\n"));
+    view.ended.as_ref().filter(|end| sched::was_interrupted(end)).map_or_else(String::new, |_| hint())
 }
 
 /// `20261121-101112-…  failed: x failed  3 done, 1 failed  5 min ago  rule analyze`
@@ -373,6 +381,10 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
     let took = if ended { when::between(&state.first_ts, &state.last_ts) } else { None };
     out.push_str(&head(&plan.run, &state.view, took, paint));
     out.push('\n');
+    if let Some(from) = &plan.from {
+        let _ = writeln!(out, "  continues {from}");
+    }
+    out.push_str(&resume_hint(&plan.run, &state.view, paint));
     match tended {
         Ok(Tended::Hired(worker)) => {
             out.push_str(&paint.warn(format_args!("  all its workers are dead; started {worker} to finish it\n")));
@@ -429,6 +441,11 @@ fn eta_s(state: &State, i: usize) -> Option<u64> {
     board::eta_s(task, duration_ms(state, i)?, clock::unix_ms())
 }
 
+/// Whether a task was done in the run that this one continues. Here nobody worked on it.
+fn is_taken(state: &State, i: usize) -> bool {
+    state.tasks[i].phase == Phase::Done && state.tasks[i].worker.is_none()
+}
+
 fn row(state: &State, plan: &Plan, i: usize) -> Vec<String> {
     let task = &state.tasks[i];
     let mut said = Vec::new();
@@ -440,6 +457,9 @@ fn row(state: &State, plan: &Plan, i: usize) -> Vec<String> {
     }
     if task.attempts > 1 {
         said.push(lines::attempt(task.attempts, plan.tasks[i].retries));
+    }
+    if is_taken(state, i) {
+        said.push("taken over".into());
     }
     if task.phase == Phase::Waiting {
         said.push(format!("needs {}", board::unmet(state, plan, i, 3)));
@@ -490,6 +510,7 @@ fn run_json(shown: &Shown) -> Value {
     let Whole { run, lives, tended } = &**whole;
     let state = &run.state;
     put("folder", json!(run.folder.path()));
+    put("continues", json!(run.plan.from));
     put("started", json!(state.first_ts));
     if view.ended.is_some() {
         put("ended", json!(state.last_ts));
@@ -530,6 +551,9 @@ fn task_json(run: &Run, i: usize) -> Value {
     put("worker", json!(task.worker));
     put("attempts", json!(task.attempts));
     put("needs", json!(plan.tasks[i].needs));
+    if is_taken(state, i) {
+        put("from", json!(plan.from));
+    }
     put("percent", json!(task.percent));
     put("eta_s", json!(eta_s(state, i)));
     put("note", json!(task.note));

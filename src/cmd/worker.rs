@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         return help_with(run);
     };
     let (mut run, index) = if let Some(file) = &args.plan {
-        crate::cmd::run::refuse_below_client()?;
+        crate::cmd::run::refuse_below_client("a plan file is not started", "approves it by naming it")?;
         let plan = crate::cmd::plan::read(file, run::new_id())?;
         single(&project, &plan, task)?
     } else {

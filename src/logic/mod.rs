@@ -1,6 +1,7 @@
 //! What follows from what is written: the state of a run as a fold of its events, what to do next, and what the session
 //! is told. Pure: no file, clock or process; the same functions run in hooks, workers, commands and tests.
 
+pub mod again;
 pub mod conductor;
 pub mod glance;
 pub mod sched;

@@ -5,7 +5,7 @@
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::sum::sum;
 use crate::logic::state::{MAX_CRASHES, State};
-use crate::logic::view::Phase;
+use crate::logic::view::{End, Phase};
 use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
 use crate::model::plan::Plan;
 
@@ -45,6 +45,17 @@ impl Stopped {
             Stopped::Cancelled => "cancelled",
         }
     }
+}
+
+/// Whether a run ended before its tasks did: by a restart, its time, its budget, or because somebody cancelled it.
+pub fn was_cut_short(end: &End) -> bool {
+    let all = [Stopped::Rebooted, Stopped::OutOfTime, Stopped::OutOfBudget, Stopped::Cancelled];
+    all.iter().any(|why| why.because() == end.reason)
+}
+
+/// Whether a run ended because the machine was restarted, or its time was over.
+pub fn was_interrupted(end: &End) -> bool {
+    [Stopped::Rebooted, Stopped::OutOfTime].iter().any(|why| why.because() == end.reason)
 }
 
 /// Whether, and why, no attempt may begin any more.
@@ -174,6 +185,9 @@ fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
     } else if let Some(first) = failed.first() {
         let more = failed.len() - 1;
         (Verdict::Failed, if more == 0 { format!("{first} failed") } else { format!("{first} and {more} more failed") })
+    } else if counts.skipped > 0 {
+        // Nothing failed, so that they were left out on purpose, by whoever continued another run.
+        (Verdict::Ok, format!("all tasks that were asked for are done, {} left out", counts.skipped))
     } else {
         (Verdict::Ok, "all tasks are done".to_owned())
     };

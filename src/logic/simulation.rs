@@ -43,6 +43,7 @@ pub(crate) fn plan(tasks: Vec<Task>) -> Plan {
         run: RunId::new("20260101-000000-simulated").unwrap(),
         session: None,
         rule: Some("rule".into()),
+        from: None,
         limits: Limits { max_workers: 4, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),

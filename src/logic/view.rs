@@ -386,6 +386,10 @@ impl View {
                 self.counts.done += 1;
                 let line = p.summary.clone();
                 self.finish(event, Phase::Done, Happened::Done, line, p.result.as_ref().map(|r| r.path.clone()));
+                if p.from.is_some() {
+                    // It was told when it was done, by the run that is continued.
+                    self.news.pop();
+                }
             }
             Body::Failed(p) => self.ended_badly(event, p, Phase::Failed),
             Body::TimedOut(p) => self.ended_badly(event, p, Phase::TimedOut),

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::base::ids::{TaskId, WorkerNo};
+use crate::base::ids::{RunId, TaskId, WorkerNo};
 use crate::model::scan;
 
 /// The version of the event schema; stands in `run_started` as `v`.
@@ -259,6 +259,9 @@ pub struct Done {
     /// What it cost, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// The run in which it was done: this one continues that one and took it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<RunId>,
     /// Bytes that were cut out of its output, which was too long.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cut_bytes: u64,

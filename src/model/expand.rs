@@ -187,6 +187,7 @@ pub fn expand(
         run,
         session,
         rule: Some(m.rule.name.clone()),
+        from: None,
         limits: defaults.settings.run_limits(workers),
         durability: defaults.settings.durability(),
         conductor: defaults.settings.conductor(),

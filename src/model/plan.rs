@@ -30,6 +30,9 @@ pub struct Plan {
     /// The rule it was made from; absent for a plan that a person wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// The run that it continues: what was done there is taken over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<RunId>,
     /// Bounds of the whole run.
     pub limits: Limits,
     /// What its log survives.

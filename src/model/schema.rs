@@ -110,6 +110,7 @@ pub fn plan_schema() -> Value {
             ("run", text("The run; cpw gives it.")),
             ("session", text("The session that owns the run; cpw gives it.")),
             ("rule", text("The rule that the plan was made from; cpw gives it.")),
+            ("from", text("The run that this one continues; cpw gives it.")),
         ],
         &["version", "tasks"],
         "A plan: the tasks of one run and what they need.",

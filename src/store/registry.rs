@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::hex;
+use crate::base::ids::RunId;
 use crate::store::home::State;
 use crate::store::log;
 use crate::store::run::{self, RunDir};
@@ -52,28 +53,33 @@ pub struct Record {
     pub project: Option<PathBuf>,
 }
 
-fn name(folder: &RunDir) -> io::Result<&std::ffi::OsStr> {
-    folder.path().file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a run's folder has a name"))
+fn name(folder: &Path) -> io::Result<&std::ffi::OsStr> {
+    folder.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a run's folder has a name"))
 }
 
 /// Records a folder, and the log that is in it, as made by this user's cpw. `durable`: the record is on the disk before the
 /// run begins, because after a power cut nobody would finish a run that nobody knows.
 pub fn register(state: &State, folder: &RunDir, durable: bool) -> io::Result<()> {
+    register_as(state, folder, folder.path(), durable)
+}
+
+/// As [`register`], for a folder that will be at `path` once it is complete.
+pub fn register_as(state: &State, folder: &RunDir, path: &Path, durable: bool) -> io::Result<()> {
     let id = folder.dir.id()?;
     let record = Record {
-        path: folder.path().to_string_lossy().into_owned(),
+        path: path.to_string_lossy().into_owned(),
         dev: id.dev,
         ino: id.ino,
         log: folder.dir.stat(log::NAME)?.as_ref().map(LogId::of),
         project: Some(folder.project.clone()),
     };
     let home = Dir::open(state.path())?;
-    let runs = folder.path().parent().unwrap_or(folder.path());
+    let runs = path.parent().unwrap_or(path);
     if runs != run::runs_path(&folder.project) {
         add_place(&home, &folder.project, runs)?;
     }
     let records = home.create_sub(FOLDER, 0o700)?;
-    records.write_atomic(name(folder)?, &serde_json::to_vec(&record)?, 0o600, durable)
+    records.write_atomic(name(path)?, &serde_json::to_vec(&record)?, 0o600, durable)
 }
 
 /// What is recorded of a folder, if it is one that this user's cpw has made. Where that cannot be told, it is not.
@@ -87,9 +93,31 @@ pub fn is_ours(folder: &RunDir) -> bool {
 }
 
 fn recorded(state: &State, folder: &RunDir) -> io::Result<Option<Record>> {
-    let record = read(state, name(folder)?)?;
     let id = folder.dir.id()?;
-    Ok(Some(record).filter(|r| (r.dev, r.ino) == (id.dev, id.ino)))
+    read_of(state, name(folder.path())?, &id)
+}
+
+fn read_of(state: &State, run: &std::ffi::OsStr, id: &FileId) -> io::Result<Option<Record>> {
+    Ok(Some(read(state, run)?).filter(|r| (r.dev, r.ino) == (id.dev, id.ino)))
+}
+
+/// Whether `dir`, whatever its name is now, is the folder that was recorded for `run`.
+pub fn is_of(state: &State, run: &RunId, dir: &Dir) -> io::Result<bool> {
+    match read_of(state, run.as_str().as_ref(), &dir.id()?) {
+        Ok(record) => Ok(record.is_some()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether anything is recorded of a run.
+pub fn knows(state: &State, run: &RunId) -> bool {
+    read(state, run.as_str().as_ref()).is_ok()
+}
+
+/// Removes what is recorded of a run, whose folder has gone.
+pub fn forget(state: &State, run: &RunId) -> io::Result<()> {
+    Dir::open(state.path())?.sub(FOLDER)?.remove(run.as_str()).map(drop)
 }
 
 fn read(state: &State, run: &std::ffi::OsStr) -> io::Result<Record> {

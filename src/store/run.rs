@@ -4,6 +4,7 @@
 use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::sys::bell::Bell;
 use crate::sys::clock;
 use crate::sys::dir::Dir;
 use crate::sys::fsinfo::{self, Locks, Refused};
+use crate::sys::lock;
 use crate::sys::random;
 
 /// The plan's name in a run's folder.
@@ -37,6 +39,10 @@ pub const PROMPT: &str = "prompt.txt";
 pub const BELLS: &str = "bells";
 /// The folder of the workers' folders.
 pub const WORKERS: &str = "workers";
+/// The folder of what was taken over from another run.
+pub const TAKEN: &str = "taken";
+/// How the name of a run's folder begins while the run is being made.
+pub const MAKING: &str = ".new-";
 /// Held by the worker that leads.
 pub const LEADER_LOCK: &str = "leader.lock";
 /// Held by the hook that delivers.
@@ -316,6 +322,16 @@ impl RunDir {
 
     /// As [`RunDir::create`], in the folder `runs`.
     pub fn create_in(project: &Path, runs: &Path, plan: &Plan, origin: &Origin<'_>) -> Result<RunDir, RunError> {
+        RunDir::create_as(project, runs, plan.run.as_str(), plan, origin)
+    }
+
+    fn create_as(
+        project: &Path,
+        runs: &Path,
+        name: &str,
+        plan: &Plan,
+        origin: &Origin<'_>,
+    ) -> Result<RunDir, RunError> {
         let all = make_runs(project, runs).map_err(at(runs))?;
         check_locks(&all)?;
         let make = || -> io::Result<Dir> {
@@ -324,7 +340,7 @@ impl RunDir {
             if ours && all.stat(".gitignore")?.is_none() {
                 all.write_atomic(".gitignore", b"*\n", 0o644, false)?;
             }
-            let dir = all.make_new_sub(plan.run.as_str(), 0o700)?;
+            let dir = all.make_new_sub(name, 0o700)?;
             dir.create_sub(BELLS, 0o700)?;
             dir.create_sub(WORKERS, 0o700)?;
             dir.create_new(LEADER_LOCK, 0o600)?;
@@ -338,7 +354,7 @@ impl RunDir {
             dir.create_new(log::NAME, 0o600)?;
             Ok(dir)
         };
-        let path = runs.join(plan.run.as_str());
+        let path = runs.join(name);
         let dir = make().map_err(|e| {
             // A folder that is not a run must not be taken for the newest one.
             drop(std::fs::remove_dir_all(&path));
@@ -352,6 +368,57 @@ impl RunDir {
     /// Before that it is registered as this user's own, in `state`; otherwise it would be nobody's.
     pub fn start(&self, state: &home::State, plan: &Plan, origin: &Origin<'_>) -> Result<Run, RunError> {
         registry::register(state, self, plan.is_durable()).map_err(at(state.path()))?;
+        let (log, state) = self.begin(plan, origin, Vec::new())?;
+        // Only a cache: without it the first hook folds the log.
+        drop(index::save(&self.dir, &log, &state.view));
+        Ok(Run {
+            folder: self.again()?,
+            plan: plan.clone(),
+            log,
+            state,
+            indexed: 0,
+            indexed_ms: 0,
+            index_bytes: 0,
+            own: Vec::new(),
+        })
+    }
+
+    /// Makes a whole run out of sight, in a folder that nobody takes for one, and shows it in one step when it is complete:
+    /// `fill` puts files into the folder, and `facts`, what is taken over from another run, stand right behind the first
+    /// line. Whoever dies before has started nothing, and nobody ever sees a part of the facts.
+    pub fn start_with(
+        project: &Path,
+        runs: &Path,
+        state: &home::State,
+        plan: &Plan,
+        origin: &Origin<'_>,
+        fill: impl FnOnce(&RunDir) -> Result<Vec<Draft>, RunError>,
+    ) -> Result<Run, RunError> {
+        let hidden = RunDir::create_as(project, runs, &format!("{MAKING}{}", plan.run), plan, origin)?;
+        let path = runs.join(plan.run.as_str());
+        let make = || {
+            let facts = fill(&hidden)?;
+            let (log, _) = hidden.begin(plan, origin, facts)?;
+            if plan.is_durable() {
+                log.sync().map_err(|e| hidden.told(e))?;
+                hidden.dir.sync().map_err(at(hidden.path()))?;
+            }
+            registry::register_as(state, &hidden, &path, plan.is_durable()).map_err(at(state.path()))?;
+            let all = Dir::open_nofollow(runs).map_err(at(runs))?;
+            let name = hidden.path().file_name().unwrap_or_default();
+            all.rename(name, plan.run.as_str()).map_err(at(&path))?;
+            if plan.is_durable() { all.sync().map_err(at(runs)) } else { Ok(()) }
+        };
+        if let Err(e) = make() {
+            // What stays is found by `cpw clean`.
+            drop(std::fs::remove_dir_all(hidden.path()));
+            return Err(e);
+        }
+        RunDir::open_path(&path)?.open_run()
+    }
+
+    /// Writes the first line, and `facts` with it.
+    fn begin(&self, plan: &Plan, origin: &Origin<'_>, facts: Vec<Draft>) -> Result<(Log, State), RunError> {
         let plan_sha256 = hex::sha256(&self.plan_bytes()?);
         let started = RunStarted {
             v: SCHEMA,
@@ -367,23 +434,14 @@ impl RunDir {
         };
         let mut log = Log::open(&self.dir)?;
         let mut state = State::new(plan);
-        let written =
-            log.transact(&mut state, HOOK_LOCK, plan.is_durable(), |tx| tx.emit(Draft::run(Body::RunStarted(started))));
-        if let Err(e) = written {
-            return Err(self.not_started(e));
+        let written = log.transact(&mut state, HOOK_LOCK, plan.is_durable(), |tx| {
+            tx.emit(Draft::run(Body::RunStarted(started)))?;
+            facts.into_iter().try_for_each(|fact| tx.emit(fact).map(drop))
+        });
+        match written {
+            Ok(()) => Ok((log, state)),
+            Err(e) => Err(self.not_started(e)),
         }
-        // Only a cache: without it the first hook folds the log.
-        drop(index::save(&self.dir, &log, &state.view));
-        Ok(Run {
-            folder: self.again()?,
-            plan: plan.clone(),
-            log,
-            state,
-            indexed: 0,
-            indexed_ms: 0,
-            index_bytes: 0,
-            own: Vec::new(),
-        })
     }
 
     /// What is said where the first line could not be written. Where locks are refused, nothing of the run stays.
@@ -587,6 +645,23 @@ impl RunDir {
         Ok(Run { folder: self.again()?, plan, log, state, indexed: 0, indexed_ms: 0, index_bytes: 0, own: Vec::new() })
     }
 
+    /// Reserves a run that has ended for one who continues or removes it. `None`: somebody else does now. Held until the
+    /// file is dropped.
+    pub fn reserve(&self) -> Result<Option<File>, RunError> {
+        let path = || self.path().join(PLAN);
+        let file = self.dir.open_read(PLAN).map_err(at(path()))?;
+        Ok(lock::try_exclusive(&file).map_err(at(path()))?.then_some(file))
+    }
+
+    /// The prompt that started the run, if there is one.
+    pub fn prompt(&self) -> Result<Option<String>, RunError> {
+        match self.dir.read_bounded(PROMPT, MAX_PLAN) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(RunError::Io { path: self.path().join(PROMPT), source }),
+        }
+    }
+
     /// Removes what writers that are dead have left: files that were not renamed to their place, bells not hung up.
     pub fn sweep(&self) {
         self.dir.sweep();
@@ -634,6 +709,11 @@ pub fn out_path(worker: WorkerNo, task: &TaskId, attempt: u32) -> String {
 /// What the files are called that an attempt's stdout and stderr go to, in the worker's `logs`.
 pub fn output_names(task: &TaskId, attempt: u32) -> [String; 2] {
     ["out", "err"].map(|ending| format!("{task}.{attempt}.{ending}"))
+}
+
+/// Where the artifacts of a task are that was done in another run and taken over, relative to the run's folder.
+pub fn taken_path(task: &TaskId) -> String {
+    format!("{TAKEN}/{task}")
 }
 
 /// Where an attempt's stdout goes, relative to the run's folder; its stderr ends with `.err` instead.

@@ -12,13 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::libc;
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, fsync, geteuid, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, symlinkat, unlinkat};
 
 /// How the temporary files of [`Dir::write_atomic`] begin. A killed writer leaves one behind.
 pub const TEMP_PREFIX: &str = ".tmp.";
+
+/// How deep [`Dir::link_all`] goes: two folders are open for each level.
+const MAX_NESTED: usize = 100;
 
 /// An open folder.
 #[derive(Debug)]
@@ -234,6 +237,47 @@ impl Dir {
             Err(Errno::ENOENT) => Ok(false),
             Err(e) => Err(explain(&self.path.join(name), e)),
         }
+    }
+
+    /// Puts everything that is in this folder, folders below it included, into the folder `to` as well: under a second name
+    /// where that can be, else as a copy. Links are taken as links; what is neither file, folder nor link is left out.
+    pub fn link_all(&self, to: &Dir) -> io::Result<()> {
+        self.link_below(to, 0)
+    }
+
+    fn link_below(&self, to: &Dir, depth: usize) -> io::Result<()> {
+        if depth > MAX_NESTED {
+            let what = format!("{}: folders in folders, more than {MAX_NESTED} deep", self.path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        for name in self.names()? {
+            let told = |e| explain(&self.path.join(&name), e);
+            let stat = fstatat(&self.fd, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(told)?;
+            match kind_of(&stat) {
+                SFlag::S_IFDIR => self.sub(&name)?.link_below(&to.make_new_sub(&name, 0o700)?, depth + 1)?,
+                SFlag::S_IFREG => {
+                    match linkat(&self.fd, name.as_os_str(), &to.fd, name.as_os_str(), AtFlags::empty()) {
+                        Ok(()) => {}
+                        Err(Errno::EXDEV | Errno::EPERM | Errno::EMLINK | Errno::EOPNOTSUPP) => self.copy(to, &name)?,
+                        Err(e) => return Err(told(e)),
+                    }
+                }
+                SFlag::S_IFLNK => {
+                    let target = readlinkat(&self.fd, name.as_os_str()).map_err(told)?;
+                    symlinkat(target.as_os_str(), &to.fd, name.as_os_str()).map_err(told)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&self, to: &Dir, name: &OsStr) -> io::Result<()> {
+        let told = |e| explain_io(&self.path.join(name), &e);
+        let fd = openat(&self.fd, name, OFlag::O_RDONLY | FILE, Mode::empty()).map_err(|e| explain(&self.path, e))?;
+        let mut from = File::from(fd);
+        let mode = from.metadata().map_err(told)?.mode() & 0o755;
+        io::copy(&mut from, &mut to.create_new(name, mode)?).map_err(told).map(drop)
     }
 
     /// The names in the folder, sorted, temporary files included.

@@ -63,6 +63,8 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
             let tasks = if n == 1 { "1 task".into() } else { format!("{n} tasks") };
             line(Mark::Begin, format!("run {}: {tasks}, at most {} at a time", plan.run, p.max_workers))
         }
+        // Only what is taken over from another run has no worker, and it was not started here.
+        Body::Started(_) if event.worker.is_none() => None,
         Body::Started(_) => {
             let again = event.attempt.filter(|&n| n > 1).map(|n| format!(" (attempt {n})")).unwrap_or_default();
             let mark = if again.is_empty() { Mark::Begin } else { Mark::Again };
@@ -70,6 +72,9 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
         }
         Body::Done(p) => {
             let said = p.summary.as_deref().map(|s| format!(": {}", one_line(s, MAX_TEXT))).unwrap_or_default();
+            if let Some(from) = &p.from {
+                return line(Mark::Good, format!("took over {task} from run {from}{said}"));
+            }
             line(Mark::Good, format!("{by}done {task} in {}{said}", when::ms(p.duration_ms)))
         }
         Body::Failed(p) => Some(ended(&by, "failed", task, p, event, plan, state)),

@@ -269,6 +269,7 @@ fn plan(tasks: Vec<Task>, session: &str) -> Plan {
         run: new_id(),
         session: SessionId::new(session).ok(),
         rule: Some("sources".into()),
+        from: None,
         limits: Limits { max_workers: 4, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),

@@ -263,6 +263,7 @@ pub(super) fn every_kind() -> Vec<Draft> {
             summary: Some("5 findings".into()),
             usage: Some(Usage { turns: 2, tokens: 30, cost_usd: 0.25 }),
             cut_bytes: 5,
+            from: None,
         })),
         Draft::task(&a, Body::Skipped(Skipped { because: "task-b".into() })),
         Draft::run(Body::CancelRequested(CancelRequested { by: "user".into() })),
