@@ -58,6 +58,8 @@ pub enum Command {
     Result(cmd::result::Args),
     /// Cancel a run, or one of its tasks
     Cancel(cmd::cancel::Args),
+    /// Remove runs that have ended
+    Clean(cmd::clean::Args),
     /// Look for what keeps cpw from working here
     Doctor(cmd::doctor::Args),
     /// Inside a task: say how far it is
@@ -101,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Wait(args) => cmd::wait::run(args),
         Command::Result(args) => cmd::result::run(args),
         Command::Cancel(args) => cmd::cancel::run(args),
+        Command::Clean(args) => cmd::clean::run(args),
         Command::Doctor(args) => cmd::doctor::run(args),
         Command::Progress(args) => cmd::progress::run(args),
         Command::Summary(args) => cmd::progress::run_summary(args),

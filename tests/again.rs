@@ -10,9 +10,10 @@ mod support;
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Write as _;
     use std::path::{Path, PathBuf};
-    use std::process::Command;
-    use std::time::Duration;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, SystemTime};
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
@@ -22,6 +23,8 @@ mod tests {
 
     /// A busy machine may take its time; what hangs does not end at all.
     const LIMIT: Duration = Duration::from_mins(1);
+
+    const SESSION: &str = "0d7c21db-c86a-4ce8-8596-eab74720765d";
 
     struct Said {
         code: i32,
@@ -364,6 +367,180 @@ mod tests {
         assert_eq!(ran(&world, "a"), 2);
         let end = events(&world, &run).into_iter().find(|e| e["t"] == "run_ended").expect("it has ended");
         assert_eq!(end["payload"]["status"], "failed");
+    }
+
+    /// Makes a run as old as `days`.
+    fn age(world: &World, run: &str, days: u64) {
+        let then = SystemTime::now() - Duration::from_hours(24 * days);
+        let log = fs::File::options().append(true).open(folder(world, run).join("events.jsonl")).expect("a log");
+        log.set_modified(then).expect("it gets older");
+    }
+
+    /// A finished run of one task, whose workers have left.
+    fn finished(world: &World, shell: &str) -> String {
+        write_plan(world, &json!({"version": 1, "tasks": [{"id": "a", "shell": shell}]}));
+        good(world, &["run", "plan.json"]);
+        wait_for(LIMIT, || world.processes().is_empty().then_some(())).expect("its workers leave");
+        runs(world)[0].clone()
+    }
+
+    fn is_recorded(world: &World, run: &str) -> bool {
+        world.state().join("runs").join(run).exists()
+    }
+
+    #[test]
+    fn clean_removes_what_has_ended_by_age_and_number_and_nothing_else() {
+        let world = World::new();
+        good(&world, &["clean"]);
+        fs::create_dir(world.path("outside")).expect("a folder");
+        fs::write(world.path("outside").join("kept"), "kept").expect("a file");
+        let link = format!("ln -s {} $CPW_OUT/link; echo a", world.path("outside").display());
+        let mut all: Vec<String> = (0..4).map(|_| finished(&world, &link)).collect();
+        // One that goes on, one that nobody here has made, one that is damaged: all of them old.
+        write_plan(
+            &world,
+            &json!({"version": 1, "tasks": [{"id": "a", "shell": "until [ -e go ]; do sleep 0.02; done"}]}),
+        );
+        let active = good(&world, &["run", "plan.json", "--detach"]).out.trim().to_owned();
+        let spawned = || events(&world, &active).iter().any(|e| e["t"] == "spawned").then_some(());
+        wait_for(LIMIT, spawned).expect("it says nothing more");
+        let foreign = "20200101-000000000000-0123456789abcdef0123";
+        fs::create_dir(folder(&world, foreign)).expect("a folder");
+        for name in ["plan.json", "events.jsonl"] {
+            fs::copy(folder(&world, &all[0]).join(name), folder(&world, foreign).join(name)).expect("a copy");
+        }
+        let damaged = all.remove(0);
+        fs::write(folder(&world, &damaged).join("events.jsonl"), "{}\n").expect("it is damaged");
+        for run in [&all[0], &all[1], &active, &damaged, &foreign.to_owned()] {
+            age(&world, run, 20);
+        }
+        let before = runs(&world);
+        let dry = good(&world, &["clean", "--dry-run"]);
+        assert!(dry.out.contains(&format!("would remove {}", all[0])) && dry.out.contains("2 runs"), "{}", dry.out);
+        assert_eq!(runs(&world), before);
+        let cleaned = good(&world, &["clean", "--older", "10d", "--keep", "3"]);
+        assert!(cleaned.out.contains(&format!("removed {}", all[0])), "{}", cleaned.out);
+        assert!(cleaned.out.contains("removed 1 run, ") && cleaned.out.contains("bytes"), "{}", cleaned.out);
+        assert_eq!([&all[0], &all[1], &all[2]].map(|run| is_recorded(&world, run)), [false, true, true]);
+        let cleaned = good(&world, &["clean"]);
+        assert!(cleaned.out.contains("removed 1 run, "), "{}", cleaned.out);
+        for (run, why) in [(&active, "has not ended"), (&damaged, "is damaged"), (&foreign.into(), "has not made it")] {
+            assert!(cleaned.err.contains(&format!("{run} stays: ")) && cleaned.err.contains(why), "{}", cleaned.err);
+        }
+        assert_eq!(runs(&world), [active.as_str(), &all[2], &damaged, foreign]);
+        assert!(good(&world, &["clean"]).out.contains("nothing to remove"));
+        // Named, a damaged one goes; what is active or foreign stays.
+        refused(&world, &["clean", &active], 1, "has not ended");
+        refused(&world, &["clean", "20200101"], 1, "has not made it");
+        good(&world, &["clean", &damaged]);
+        world.write("go", "");
+        ended(&world, &active);
+        wait_for(LIMIT, || world.processes().is_empty().then_some(())).expect("its workers leave");
+        good(&world, &["clean", "--keep", "1"]);
+        assert_eq!(runs(&world), [active.as_str(), foreign]);
+        assert_eq!(fs::read_to_string(world.path("outside").join("kept")).expect("it is there"), "kept");
+        let names: Vec<_> = fs::read_dir(world.state().join("runs")).expect("records").flatten().collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+    }
+
+    #[test]
+    fn a_run_whose_worker_lives_is_not_cleaned_whatever_its_log_says() {
+        let world = World::new();
+        let run = finished(&world, "echo a");
+        let lock = fs::File::open(folder(&world, &run).join("workers/W1/live.lock")).expect("the lock of its life");
+        lock.lock().expect("it is free");
+        refused(&world, &["clean", &run], 1, "a worker of it is alive");
+        drop(lock);
+        good(&world, &["clean", &run]);
+        assert_eq!(runs(&world).len(), 0);
+    }
+
+    #[test]
+    fn a_removal_that_was_killed_is_finished_by_the_next() {
+        let world = World::new();
+        let hidden = |world: &World| {
+            let all = fs::read_dir(world.project().join(".claude/runs")).expect("runs").flatten();
+            let names = all.filter_map(|e| e.file_name().into_string().ok());
+            names.filter(|n| n.starts_with('.') && n != ".gitignore").collect::<Vec<_>>()
+        };
+        let many = "mkdir -p $CPW_OUT/d/e; i=0; while [ $i -lt 3000 ]; do : > $CPW_OUT/d/e/$i; i=$((i + 1)); done";
+        let run = finished(&world, many);
+        let mut clean = world.cpw(&["clean", "--older", "0s"]).spawn().expect("cpw runs");
+        wait_for(LIMIT, || (!hidden(&world).is_empty() || runs(&world).is_empty()).then_some(())).expect("it begins");
+        clean.kill().expect("it is killed");
+        clean.wait().expect("it is over");
+        // Half of a run is no run, neither a live nor a foreign one.
+        assert!(good(&world, &["status"]).out.contains("no run in"));
+        good(&world, &["clean"]);
+        assert_eq!((runs(&world).len(), hidden(&world).len(), is_recorded(&world, &run)), (0, 0, false));
+        // What only looks like it is not ours to remove.
+        let foreign = world.project().join(".claude/runs/.gone-20200101-000000000000-0123456789abcdef0123");
+        fs::create_dir(&foreign).expect("a folder");
+        fs::write(foreign.join("theirs"), "").expect("a file");
+        good(&world, &["clean", "--older", "0s"]);
+        assert!(foreign.join("theirs").exists());
+    }
+
+    #[test]
+    fn what_is_left_of_a_run_that_was_never_shown_is_removed_a_day_later() {
+        let world = World::new();
+        let run = finished(&world, "echo a");
+        // As `cpw retry` makes one, and dies.
+        let making = world.project().join(".claude/runs").join(format!(".new-{run}"));
+        fs::rename(folder(&world, &run), &making).expect("it is hidden");
+        assert!(good(&world, &["clean", "--older", "0s"]).out.contains("nothing to remove"));
+        let then = SystemTime::now() - Duration::from_hours(25);
+        fs::File::open(&making).and_then(|f| f.set_modified(then)).expect("it gets older");
+        good(&world, &["clean"]);
+        assert!(!making.exists() && !is_recorded(&world, &run));
+    }
+
+    /// Calls a hook as a client whose process is `client` does; what it said.
+    fn hook(world: &World, client: i32, name: &str, event: &str, more: &Value) -> String {
+        let mut payload = json!({"session_id": SESSION, "hook_event_name": event, "cwd": world.project(),
+            "transcript_path": "/dev/null", "permission_mode": "default"});
+        payload.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let mut command = world.cpw(&[name]);
+        command.env("CLAUDE_CODE_SESSION_ID", SESSION).env("CLAUDE_PROJECT_DIR", world.project());
+        command.env("CLAUDE_PID", client.to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("cpw runs");
+        child.stdin.take().expect("a pipe").write_all(payload.to_string().as_bytes()).expect("it reads");
+        let out = child.wait_with_output().expect("cpw ends");
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    fn prompt(world: &World, client: i32, id: &str) -> String {
+        hook(world, client, "user-prompt-submit", "UserPromptSubmit", &json!({"prompt": "Go now", "prompt_id": id}))
+    }
+
+    fn with_rule(world: &World, shell: &str, more: &Value) {
+        let mut config = json!({"version": 1, "rules": [{"name": "go", "when": {"prompt": "(?i)\\bgo\\b"},
+            "tasks": [{"id": "a", "shell": shell}]}]});
+        config.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        world.write(".claude/cpw.json", &config.to_string());
+        good(world, &["allow", "--yes"]);
+    }
+
+    #[test]
+    fn what_a_session_was_not_told_stays_until_it_is_old() {
+        let world = World::new();
+        with_rule(&world, "echo a", &json!({}));
+        prompt(&world, 1, "p1");
+        let run = runs(&world)[0].clone();
+        ended(&world, &run);
+        wait_for(LIMIT, || world.processes().is_empty().then_some(())).expect("its workers leave");
+        let said = good(&world, &["clean", "--keep", "0"]);
+        assert!(said.err.contains("its session has not been told everything yet"), "{}", said.err);
+        assert_eq!(runs(&world).len(), 1);
+        age(&world, &run, 15);
+        good(&world, &["clean", "--keep", "0"]);
+        assert_eq!(runs(&world).len(), 0);
+        let session = fs::read_to_string(world.state().join("sessions").join(SESSION)).expect("the session's record");
+        assert!(session.contains(&format!("{{\"t\":\"closed\",\"run\":\"{run}\"}}")), "{session}");
+        // The session goes on as if nothing were there.
+        assert_eq!(hook(&world, 1, "stop", "Stop", &json!({"stop_hook_active": false})), "");
     }
 
     /// The program as it runs after a restart: in a mount namespace with the id of another boot. `None`, said: this user may

@@ -459,7 +459,7 @@ fn needs_of(making: Making<'_>, task: &Task) -> serde_json::Value {
 /// A private folder outside `.claude`, which the client's own tools refuse to write below.
 fn scratch_folder(folder: &RunDir, name: &str) -> std::io::Result<PathBuf> {
     let run = folder.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let scratch = home::State::open().and_then(|s| s.folder("scratch")).map_err(std::io::Error::other)?;
+    let scratch = home::State::open().and_then(|s| s.folder(run::SCRATCH)).map_err(std::io::Error::other)?;
     let dir = Dir::open(scratch)?.create_sub(format!("{run}.{name}"), 0o700)?;
     Ok(dir.path().to_owned())
 }

@@ -6,6 +6,7 @@ pub mod again;
 pub mod allow;
 pub mod cancel;
 pub mod checkup;
+pub mod clean;
 pub mod deny;
 pub mod doctor;
 pub mod events;

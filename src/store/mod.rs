@@ -1,6 +1,7 @@
 //! Files with a meaning: the log and its index, run folders, what is remembered of a session, the user's state directory.
 //! What the bytes mean is `model`'s and `logic`'s business; how they are opened safely is `sys::dir`'s.
 
+pub mod attic;
 pub mod bells;
 pub mod file;
 pub mod home;

@@ -41,6 +41,8 @@ pub const BELLS: &str = "bells";
 pub const WORKERS: &str = "workers";
 /// The folder of what was taken over from another run.
 pub const TAKEN: &str = "taken";
+/// The folder, in the state directory, of the private folders in which `claude` tasks write.
+pub const SCRATCH: &str = "scratch";
 /// How the name of a run's folder begins while the run is being made.
 pub const MAKING: &str = ".new-";
 /// Held by the worker that leads.
@@ -397,21 +399,24 @@ impl RunDir {
         let hidden = RunDir::create_as(project, runs, &format!("{MAKING}{}", plan.run), plan, origin)?;
         let path = runs.join(plan.run.as_str());
         let make = || {
+            // From here on `cpw clean` knows it as ours, should nobody come so far as to show it.
+            registry::register_as(state, &hidden, &path, plan.is_durable()).map_err(at(state.path()))?;
             let facts = fill(&hidden)?;
             let (log, _) = hidden.begin(plan, origin, facts)?;
             if plan.is_durable() {
                 log.sync().map_err(|e| hidden.told(e))?;
                 hidden.dir.sync().map_err(at(hidden.path()))?;
             }
-            registry::register_as(state, &hidden, &path, plan.is_durable()).map_err(at(state.path()))?;
             let all = Dir::open_nofollow(runs).map_err(at(runs))?;
             let name = hidden.path().file_name().unwrap_or_default();
             all.rename(name, plan.run.as_str()).map_err(at(&path))?;
             if plan.is_durable() { all.sync().map_err(at(runs)) } else { Ok(()) }
         };
         if let Err(e) = make() {
-            // What stays is found by `cpw clean`.
-            drop(std::fs::remove_dir_all(hidden.path()));
+            // The first error is the one to tell, and `cpw clean` finds what stays.
+            if hidden.dir.empty().is_ok() && std::fs::remove_dir(hidden.path()).is_ok() {
+                drop(registry::forget(state, &plan.run));
+            }
             return Err(e);
         }
         RunDir::open_path(&path)?.open_run()

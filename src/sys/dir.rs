@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, symlinkat, unlinkat};
 
 /// How the temporary files of [`Dir::write_atomic`] begin. A killed writer leaves one behind.
@@ -280,6 +280,64 @@ impl Dir {
         io::copy(&mut from, &mut to.create_new(name, mode)?).map_err(told).map(drop)
     }
 
+    /// Removes everything in this folder, however deep, and follows no link. Returns how many bytes that were; what has
+    /// another name elsewhere, and links, count nothing. Of two that do it at once, or after one that was killed, all is removed.
+    pub fn empty(&self) -> io::Result<u64> {
+        let (mut bytes, mut moved) = (0, 0_u64);
+        loop {
+            let names = self.names()?;
+            if names.is_empty() {
+                return Ok(bytes);
+            }
+            for name in names {
+                let Some(dir) = self.remove_unless_folder(&name, &mut bytes)? else { continue };
+                for child in dir.names()? {
+                    if dir.remove_unless_folder(&child, &mut bytes)?.is_none() {
+                        continue;
+                    }
+                    // Up here, for the next round: so no depth is too deep.
+                    let mut up = format!("{TEMP_PREFIX}{moved}");
+                    while self.stat(&up)?.is_some() {
+                        moved += 1;
+                        up = format!("{TEMP_PREFIX}{moved}");
+                    }
+                    gone(renameat(&dir.fd, child.as_os_str(), &self.fd, up.as_str()))
+                        .map_err(|e| explain(&dir.path.join(&child), e))?;
+                }
+                self.remove_folder(&name)?;
+            }
+        }
+    }
+
+    /// Removes an empty folder in this one. One that has gone is no error.
+    pub fn remove_folder(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
+        let name = component(name.as_ref())?;
+        gone(unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)).map_err(|e| explain(&self.path.join(name), e))
+    }
+
+    /// Removes what has this name, unless it is a folder: that is returned open, and can be written to.
+    fn remove_unless_folder(&self, name: &OsStr, bytes: &mut u64) -> io::Result<Option<Dir>> {
+        let told = |e| explain(&self.path.join(name), e);
+        let stat = match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => return Ok(None),
+            other => other.map_err(told)?,
+        };
+        if kind_of(&stat) == SFlag::S_IFDIR {
+            if stat.st_mode & 0o700 != 0o700 {
+                // It has to be readable to be opened. It is no link, and nobody else can exchange it.
+                fchmodat(&self.fd, name, mode_of(0o700), FchmodatFlags::FollowSymlink).map_err(told)?;
+            }
+            return match self.sub(name) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                other => other.map(Some),
+            };
+        }
+        let id = id_of(&stat);
+        gone(unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)).map_err(told)?;
+        *bytes += if kind_of(&stat) == SFlag::S_IFREG && id.nlink == 1 { id.size } else { 0 };
+        Ok(None)
+    }
+
     /// The names in the folder, sorted, temporary files included.
     pub fn names(&self) -> io::Result<Vec<OsString>> {
         let told = |e| explain(&self.path, e);
@@ -355,6 +413,14 @@ pub fn open_path(path: &Path, follow: bool) -> io::Result<File> {
         Ok(fd) => Ok(File::from(fd)),
         Err(Errno::ELOOP) if !follow => Err(io::Error::other("it is a symbolic link")),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// What somebody else has removed already is removed.
+fn gone(result: nix::Result<()>) -> nix::Result<()> {
+    match result {
+        Err(Errno::ENOENT) => Ok(()),
+        other => other,
     }
 }
 
@@ -583,6 +649,63 @@ mod tests {
         assert_eq!(FileId::of(&file).unwrap().nlink, 0);
         assert!(dir.remove("log").unwrap() && !dir.remove("log").unwrap());
         assert_eq!(dir.stat("log").unwrap(), None);
+    }
+
+    #[test]
+    fn a_folder_is_emptied_however_deep_and_no_link_is_followed() {
+        let (tmp, dir) = folder();
+        let outside = tmp.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("kept"), "kept").unwrap();
+        let top = dir.make_new_sub("top", 0o700).unwrap();
+        let mut deep = top.try_clone().unwrap();
+        for level in 0..1500 {
+            let below = deep.make_new_sub("d", 0o700).unwrap();
+            if level % 7 == 3 {
+                fchmod(&deep.fd, Mode::S_IXUSR).unwrap();
+            }
+            deep = below;
+            if level % 100 == 0 {
+                std::io::Write::write_all(&mut deep.create_new("file", 0o400).unwrap(), b"12345").unwrap();
+            }
+        }
+        symlinkat(outside.as_os_str(), &deep.fd, "link").unwrap();
+        symlinkat(outside.as_os_str(), &top.fd, "link").unwrap();
+        nix::unistd::mkfifo(&top.path().join("fifo"), Mode::S_IRUSR).unwrap();
+        std::fs::write(top.path().join(".tmp.0"), "in the way").unwrap();
+        std::fs::hard_link(outside.join("kept"), top.path().join("second")).unwrap();
+        assert_eq!(top.empty().unwrap(), 15 * 5 + 10);
+        assert!(top.names().unwrap().is_empty());
+        assert_eq!(top.empty().unwrap(), 0);
+        dir.remove_folder("top").unwrap();
+        dir.remove_folder("top").unwrap();
+        assert_eq!(std::fs::read_to_string(outside.join("kept")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_folder_is_linked_with_all_that_is_in_it() {
+        let (tmp, dir) = folder();
+        let (from, to) = (dir.make_new_sub("from", 0o700).unwrap(), dir.make_new_sub("to", 0o700).unwrap());
+        std::fs::create_dir_all(tmp.path().join("from/a/b")).unwrap();
+        std::fs::write(tmp.path().join("from/a/b/file"), "content").unwrap();
+        std::fs::write(tmp.path().join("from/shared"), "others may write").unwrap();
+        symlinkat("/nowhere", &from.fd, "link").unwrap();
+        nix::unistd::mkfifo(&from.path().join("fifo"), Mode::S_IRUSR).unwrap();
+        from.link_all(&to).unwrap();
+        assert_eq!(std::fs::read_to_string(tmp.path().join("to/a/b/file")).unwrap(), "content");
+        assert_eq!(std::fs::read_link(tmp.path().join("to/link")).unwrap(), Path::new("/nowhere"));
+        assert_eq!(to.names().unwrap(), ["a", "link", "shared"]);
+        // What cannot have a second name is copied.
+        from.copy(&from, OsStr::new("shared")).unwrap_err();
+        from.sub("a").unwrap().sub("b").unwrap().copy(&to, OsStr::new("file")).unwrap();
+        assert_eq!(std::fs::read_to_string(tmp.path().join("to/file")).unwrap(), "content");
+        from.empty().unwrap();
+        assert_eq!(std::fs::read_to_string(tmp.path().join("to/a/b/file")).unwrap(), "content");
+        let mut deep = from.try_clone().unwrap();
+        for _ in 0..=MAX_NESTED {
+            deep = deep.make_new_sub("d", 0o700).unwrap();
+        }
+        assert!(from.link_all(&dir.make_new_sub("deep", 0o700).unwrap()).is_err());
     }
 
     #[test]
