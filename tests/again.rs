@@ -12,9 +12,14 @@ mod tests {
     use std::fs;
     use std::io::Write as _;
     use std::path::{Path, PathBuf};
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
     use std::time::{Duration, SystemTime};
 
+    use cpw::model::plan::{Conductor, Plan};
+    use cpw::store::home::State;
+    use cpw::store::run::{self, Origin, RunDir};
+    use cpw::store::session::Locked;
+    use cpw::sys::process::identity_of;
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use serde_json::{Value, json};
@@ -541,6 +546,129 @@ mod tests {
         assert!(session.contains(&format!("{{\"t\":\"closed\",\"run\":\"{run}\"}}")), "{session}");
         // The session goes on as if nothing were there.
         assert_eq!(hook(&world, 1, "stop", "Stop", &json!({"stop_hook_active": false})), "");
+    }
+
+    /// A process that stands for a client; killed and reaped with this value.
+    struct Client(Child);
+
+    impl Client {
+        fn new(world: &World) -> Client {
+            Client(world.command("/bin/sleep").arg("1000").spawn().expect("sleep starts"))
+        }
+
+        fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).expect("a pid")
+        }
+    }
+
+    impl Drop for Client {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
+    }
+
+    /// A run of one task that belongs to the session, for whose client it waits only for a moment. Rules wait a minute.
+    fn impatient(world: &World, client: &Client, shell: &str) -> String {
+        let written = json!({"version": 1, "run": run::new_id(), "session": SESSION, "rule": "go",
+            "limits": {"max_workers": 2, "run_timeout": "4h"}, "orphan_grace": "50ms",
+            "conductor": serde_json::to_value(Conductor::default()).expect("JSON"),
+            "tasks": [{"id": "a", "shell": shell, "timeout": "30m", "retries": 1}]});
+        let plan: Plan = serde_json::from_value(written).expect("a plan");
+        let state = State::open_at(&world.state()).expect("the state directory");
+        let origin = Origin { client: identity_of(client.pid()), ..Origin::default() };
+        let folder = RunDir::create(&world.project(), &plan, &origin).expect("its folder");
+        let session = plan.session.clone().expect("a session");
+        let mut record = Locked::open(state.path(), &session, LIMIT).expect("a record").expect("it is free");
+        record.add_run(&folder.dir, "go").expect("it is named");
+        drop(folder.start(&state, &plan, &origin).expect("it begins"));
+        good(world, &["status"]);
+        plan.run.to_string()
+    }
+
+    fn kinds(world: &World, run: &str) -> Vec<String> {
+        events(world, run).iter().filter_map(|e| Some(e["t"].as_str()?.to_owned())).collect()
+    }
+
+    /// P28: the client is gone and nobody resumes: the run is cancelled, and nothing of it is left.
+    #[test]
+    fn p28_a_run_that_may_not_outlive_its_client_is_cancelled() {
+        let world = World::new();
+        let client = Client::new(&world);
+        let run = impatient(&world, &client, "echo x >> ran-a; sleep 1000");
+        wait_for(LIMIT, || (ran(&world, "a") == 1).then_some(())).expect("the task runs");
+        assert!(!kinds(&world, &run).contains(&"cancel_requested".to_owned()));
+        drop(client);
+        let log = wait_for(LIMIT, || Some(kinds(&world, &run)).filter(|k| k.contains(&"run_ended".to_owned())));
+        let log = log.expect("the run ends, and nobody had to look");
+        assert!(log.contains(&"cancelled".to_owned()), "{log:?}");
+        let asked = events(&world, &run).into_iter().find(|e| e["t"] == "cancel_requested").expect("somebody asked");
+        assert_eq!(asked["payload"]["by"], "the client is gone");
+        wait_for(LIMIT, || world.processes().is_empty().then_some(())).expect("nothing is left");
+    }
+
+    /// P28: a client that was gone before anybody watched it, for example while no worker was alive, is gone as well.
+    #[test]
+    fn p28_a_client_that_went_unwatched_is_noticed() {
+        let world = World::new();
+        let client = Client::new(&world);
+        let run = impatient(&world, &client, "echo x >> ran-a; sleep 1000");
+        wait_for(LIMIT, || (ran(&world, "a") == 1).then_some(())).expect("the task runs");
+        for worker in workers(&world, &run) {
+            kill(worker, Signal::SIGKILL).expect("a worker of this run");
+            wait_for(LIMIT, || kill(worker, None).is_err().then_some(())).expect("it is dead");
+        }
+        drop(client);
+        good(&world, &["status"]);
+        assert_eq!(ended(&world, &run)["state"], "cancelled");
+        wait_for(LIMIT, || world.processes().is_empty().then_some(())).expect("nothing is left");
+    }
+
+    /// P28: the session was resumed in another client, which keeps the run, until that one goes.
+    #[test]
+    fn p28_a_session_that_was_resumed_keeps_its_run() {
+        let world = World::new();
+        let (first, second) = (Client::new(&world), Client::new(&world));
+        let run = impatient(&world, &first, "until [ -e go ]; do sleep 0.02; done; sleep 2; echo a");
+        prompt(&world, second.pid(), "p1");
+        prompt(&world, second.pid(), "p2");
+        let adopted: Vec<Value> = events(&world, &run).into_iter().filter(|e| e["t"] == "adopted").collect();
+        assert_eq!(adopted.len(), 1, "{adopted:?}");
+        assert_eq!(adopted[0]["payload"]["client"]["pid"], second.pid());
+        // Much longer than the grace.
+        drop(first);
+        world.write("go", "");
+        assert_eq!(ended(&world, &run)["state"], "ok");
+        let run = impatient(&world, &second, "sleep 1000");
+        drop(second);
+        assert_eq!(ended(&world, &run)["state"], "cancelled");
+    }
+
+    #[test]
+    fn p28_rules_say_whether_a_run_outlives_its_client() {
+        for orphans in ["finish", "cancel"] {
+            let world = World::new();
+            with_rule(&world, "until [ -e go ]; do sleep 0.02; done; echo a", &json!({"orphans": orphans}));
+            let (first, second) = (Client::new(&world), Client::new(&world));
+            prompt(&world, first.pid(), "p1");
+            let run = runs(&world)[0].clone();
+            let started = events(&world, &run)[0]["payload"].clone();
+            let plan = fs::read_to_string(folder(&world, &run).join("plan.json")).expect("a plan");
+            drop(first);
+            prompt(&world, second.pid(), "p2");
+            let adopted = kinds(&world, &run).contains(&"adopted".to_owned());
+            if orphans == "cancel" {
+                assert!(
+                    started["client"]["pid"].is_i64() && plan.contains("\"orphan_grace\": \"1m\"") && adopted,
+                    "{plan}"
+                );
+            } else {
+                assert!(started.get("client").is_none() && !plan.contains("orphan_grace") && !adopted, "{plan}");
+            }
+            drop(second);
+            world.write("go", "");
+            assert_eq!(ended(&world, &run)["state"], "ok", "{orphans}");
+        }
     }
 
     /// The program as it runs after a restart: in a mount namespace with the id of another boot. `None`, said: this user may

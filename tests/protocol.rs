@@ -527,6 +527,7 @@ impl Model for Space {
             boot_id: "boot".into(),
             mono_ms: 0,
             cpw: String::new(),
+            client: None,
         });
         state.apply(&Event::new(Draft::run(started), 1, String::new()));
         let mut world = World {
@@ -673,6 +674,7 @@ fn plan(max_workers: u32, tasks: Vec<Task>) -> Plan {
         session: None,
         rule: None,
         from: None,
+        orphan_grace: None,
         limits: Limits { max_workers, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),

@@ -48,6 +48,8 @@ pub fn begin(old: &Run, fates: &[Fate], runs: &Path, state: &State) -> Result<Ru
     let mut plan = old.plan.clone();
     plan.run = run::new_id();
     plan.session = None;
+    // It is the terminal's, and no client's.
+    plan.orphan_grace = None;
     plan.from = Some(old.plan.run.clone());
     let prompt = old.folder.prompt()?;
     if prompt.is_some() {
@@ -55,7 +57,7 @@ pub fn begin(old: &Run, fates: &[Fate], runs: &Path, state: &State) -> Result<Ru
         let (before, now) = (moved(old.folder.path()), moved(&runs.join(plan.run.as_str())));
         plan.tasks = plan.tasks.iter().map(|task| renamed(task, &before, &now)).collect();
     }
-    let origin = Origin { prompt_id: None, prompt: prompt.as_deref() };
+    let origin = Origin { prompt: prompt.as_deref(), ..Origin::default() };
     let fill = |folder: &RunDir| take_over(old, &plan, fates, folder);
     RunDir::start_with(&old.folder.project, runs, state, &plan, &origin, fill)
 }

@@ -252,7 +252,8 @@ fn ask(
     let prompt_file = folder.join(run::PROMPT).to_string_lossy().into_owned();
     let found = Match { rule, prompt: asked.prompt, prompt_file: &prompt_file, files: named, globbed, groups };
     let defaults = Defaults { settings: &config.settings, machine: machine() };
-    expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)
+    let plan = expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)?;
+    Ok(Plan { orphan_grace: config.orphan_grace.filter(|_| asked.session.is_some()), ..plan })
 }
 
 /// Which of the names in a prompt are files: below the project as relative paths, others as absolute ones.

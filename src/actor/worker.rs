@@ -20,7 +20,7 @@ use crate::base::ids::WorkerNo;
 use crate::logic::sched::{self, Facts};
 use crate::logic::step::{self, AttemptId, Duty, Ending, Slot, Todo};
 use crate::logic::wake::Concern;
-use crate::model::event::{Body, Ended, Process, Progress};
+use crate::model::event::{Body, CancelRequested, Draft, Ended, Process, Progress};
 use crate::store::bells;
 use crate::store::log::LogError;
 use crate::store::run::{LEADER_LOCK, Run};
@@ -71,6 +71,8 @@ pub struct Worker {
     seats: Option<Seats>,
     spools: Spools,
     hired: BTreeSet<i32>,
+    // Of a run that is not to outlive it, while this one leads.
+    client: Option<Client>,
     attempt: Option<Attempt>,
     ending: Option<(AttemptId, Ending)>,
     progress: Option<Progress>,
@@ -80,6 +82,15 @@ pub struct Worker {
     looked_ms: u64,
     leaving: bool,
     stuck_since_ms: Option<u64>,
+}
+
+/// The client that a run is not to outlive.
+#[derive(Debug)]
+struct Client {
+    process: Process,
+    // Readable once it is gone; taken away then.
+    fd: Option<OwnedFd>,
+    gone_since_ms: Option<u64>,
 }
 
 impl Worker {
@@ -104,6 +115,7 @@ impl Worker {
             seats: None,
             spools: Spools::default(),
             hired: BTreeSet::new(),
+            client: None,
             attempt: None,
             ending: None,
             progress: None,
@@ -187,6 +199,7 @@ impl Worker {
         self.run.refresh()?;
         self.follow_leader();
         self.meet_new_ones();
+        self.watch_client()?;
         self.watch_attempt();
         if hung::end_overdue(&self.run, Some(self.me), self.looked_ms) {
             self.look_at_ms = Some(self.looked_ms + AGAIN_MS);
@@ -299,6 +312,38 @@ impl Worker {
                 self.meet(WorkerNo(n));
             }
         }
+    }
+
+    /// If we lead: cancels the run some time after its client has gone, unless the session goes on in another one by then.
+    fn watch_client(&mut self) -> Result<(), LogError> {
+        let view = &self.run.state.view;
+        let Some(grace) = self.run.plan.orphan_grace.filter(|_| self.leads) else { return Ok(()) };
+        let Some(process) = view.client.as_ref().filter(|_| view.ended.is_none() && !view.cancelled) else {
+            self.client = None;
+            return Ok(());
+        };
+        if self.client.as_ref().is_none_or(|c| c.process != *process) {
+            let fd = process::pidfd(process.pid).ok();
+            self.client = Some(Client { process: process.clone(), fd, gone_since_ms: None });
+        }
+        let Some(client) = self.client.as_mut().filter(|c| !process::alive(&c.process)) else { return Ok(()) };
+        client.fd = None;
+        let now = clock::mono_ms();
+        let until = client.gone_since_ms.get_or_insert(now).saturating_add(grace.as_ms());
+        if now < until {
+            self.look_at_ms = Some(self.look_at_ms.map_or(until, |at| at.min(until)));
+            return Ok(());
+        }
+        let gone = client.process.clone();
+        self.run.transact(|tx, _| {
+            let view = &tx.fold.view;
+            // Somebody may have adopted it just now.
+            if view.ended.is_none() && !view.cancelled && view.client.as_ref() == Some(&gone) {
+                let by = "the client is gone".into();
+                tx.emit(Draft::run(Body::CancelRequested(CancelRequested { by })))?;
+            }
+            Ok(())
+        })
     }
 
     /// Watches another worker's process, if we lead.
@@ -478,6 +523,8 @@ impl Worker {
         fds.extend(self.leader_fd.as_ref().map(AsFd::as_fd));
         let before_peers = fds.len();
         fds.extend(self.peers.values().map(AsFd::as_fd));
+        // Last: it only has to wake.
+        fds.extend(self.client.iter().filter_map(|client| client.fd.as_ref()).map(AsFd::as_fd));
         let bells: Vec<&Bell> = std::iter::once(&self.bell).chain(&self.lead_bell).collect();
         let ready = bell::wait(&bells, &fds, Duration::from_millis(at.saturating_sub(now))).unwrap_or_default();
         let is_ready = |i: usize| ready.get(i).copied().unwrap_or(false);

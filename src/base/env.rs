@@ -36,6 +36,8 @@ pub const TRACEPARENT: &str = "TRACEPARENT";
 pub const CLAUDECODE: &str = "CLAUDECODE";
 /// Set by Claude Code for hooks and tools: the session.
 pub const CLAUDE_SESSION_ID: &str = "CLAUDE_CODE_SESSION_ID";
+/// Set by Claude Code for hooks and tools: its own process.
+pub const CLAUDE_PID: &str = "CLAUDE_PID";
 /// Set by Claude Code for hooks: the project's root, whatever the current directory is.
 pub const CLAUDE_PROJECT_DIR: &str = "CLAUDE_PROJECT_DIR";
 /// Set by Claude Code for hooks: `cli` in an interactive session.

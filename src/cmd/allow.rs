@@ -150,7 +150,7 @@ const MARKS: [&str; 7] = [
     env::CLAUDE_ENTRYPOINT,
     "CLAUDE_CODE_CHILD_SESSION",
     "CLAUDE_CODE_MESSAGING_SOCKET",
-    "CLAUDE_PID",
+    env::CLAUDE_PID,
     env::RUN,
 ];
 

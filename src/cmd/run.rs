@@ -97,7 +97,7 @@ pub(crate) fn show(runs: Vec<Run>, termination: Option<&Termination>) -> anyhow:
 }
 
 fn start(project: &Path, runs: &Path, plan: &Plan, prompt: Option<&str>) -> anyhow::Result<Run> {
-    let origin = Origin { prompt_id: None, prompt };
+    let origin = Origin { prompt, ..Origin::default() };
     let folder = RunDir::create_in(project, runs, plan, &origin).context("cannot make the run's folder")?;
     let mut run = folder.start(&State::open()?, plan, &origin).context("cannot start the run")?;
     crew::hire(&mut run, None).context("cannot start a worker; `cpw status` tries again")?;

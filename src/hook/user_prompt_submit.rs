@@ -2,6 +2,7 @@
 //! per prompt, however often the hook is called; never for a prompt that nobody typed; never below a worker. It starts one
 //! worker, which starts the others, and returns at once.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -13,10 +14,11 @@ use crate::base::ids::SessionId;
 use crate::base::text;
 use crate::hook::answer::Answer;
 use crate::hook::input::{self, Payload};
-use crate::hook::scene::{self, Scene};
+use crate::hook::scene::{self, Open, Scene};
 use crate::hook::{Held, deliver};
 use crate::logic::conductor;
 use crate::logic::wake::Wake;
+use crate::model::event::{Adopted, Body, Draft, Process};
 use crate::model::plan::Plan;
 use crate::model::words::{self, Origin};
 use crate::store::bells;
@@ -26,7 +28,7 @@ use crate::store::session::{self, Entry, Locked};
 use crate::store::switch;
 use crate::store::trust::Trust;
 use crate::sys::clock;
-use crate::sys::process;
+use crate::sys::process::{self, Ancestor};
 
 pub(super) fn run() -> anyhow::Result<Held> {
     let payload = input::read()?;
@@ -114,6 +116,9 @@ fn answer_with_news(
         return Ok(());
     };
     let mut runs = scene::open_runs(&state, &id, &session, |_, _| true)?;
+    for run in &mut runs {
+        adopt(run, &id)?;
+    }
     let tended = runs.iter_mut().try_for_each(|run| crew::tend(&run.folder, &mut run.hooked).map(drop));
     let mut scene = Scene { state, id, payload, event, runs };
     let mut parcel = deliver::collect(&mut scene)?;
@@ -122,6 +127,37 @@ fn answer_with_news(
     }
     parcel.send(&mut scene, answer)?;
     Ok(tended?)
+}
+
+/// The client that called this hook: as it says itself, else, where it is older than that, the nearest process above that
+/// is one.
+fn client() -> Option<Process> {
+    let said = std::env::var(env::CLAUDE_PID).ok().and_then(|pid| pid.parse().ok());
+    said.or_else(|| process::ancestors().iter().find(|a| is_client(a)).map(|a| a.pid)).and_then(process::identity_of)
+}
+
+fn is_client(above: &Ancestor) -> bool {
+    let named = |arg: &OsString| Path::new(arg).file_name().is_some_and(|name| name == "claude");
+    // The program, or the script that node runs.
+    above.comm == "claude" || above.argv.iter().take(2).any(named)
+}
+
+/// Says that the session goes on in this client, where a run watches over another one: a session that was resumed keeps its
+/// runs.
+fn adopt(run: &mut Open, session: &SessionId) -> anyhow::Result<()> {
+    let view = &run.hooked.view;
+    if view.client.is_none() || view.ended.is_some() {
+        return Ok(());
+    }
+    let Some(client) = client().filter(|now| view.client.as_ref() != Some(now)) else { return Ok(()) };
+    run.hooked.transact(&run.folder, |tx| {
+        if tx.fold.ended.is_none() {
+            let (session, from) = (session.to_string(), session.to_string());
+            tx.emit(Draft::run(Body::Adopted(Adopted { session, from, client: Some(client) })))?;
+        }
+        Ok(())
+    })?;
+    Ok(())
 }
 
 /// Tells a Stop that is holding that the user has typed: the user always wins.
@@ -189,7 +225,8 @@ fn start(
             ));
             continue;
         }
-        let origin = Started { prompt_id: payload.prompt_id.as_deref(), prompt: Some(prompt) };
+        let client = plan.orphan_grace.and_then(|_| client());
+        let origin = Started { prompt_id: payload.prompt_id.as_deref(), prompt: Some(prompt), client };
         let made = RunDir::create_in(place.project, &place.runs, &plan, &origin).and_then(|folder| {
             // Named in the session's record before it is a run: a hook that dies in between leaves a folder that is not one.
             let named = locked.add_run(&folder.dir, &rule);

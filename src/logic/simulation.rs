@@ -44,6 +44,7 @@ pub(crate) fn plan(tasks: Vec<Task>) -> Plan {
         session: None,
         rule: Some("rule".into()),
         from: None,
+        orphan_grace: None,
         limits: Limits { max_workers: 4, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),
@@ -65,6 +66,7 @@ pub(crate) fn run_started(plan: &Plan, boot_id: &str) -> Body {
         boot_id: boot_id.into(),
         mono_ms: 1000,
         cpw: "0".into(),
+        client: None,
     })
 }
 

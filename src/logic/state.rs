@@ -246,6 +246,7 @@ impl State {
             | Body::Delivered(_)
             | Body::Decision(_)
             | Body::Observed(_)
+            | Body::Adopted(_)
             | Body::LogRepaired(_)
             | Body::RunEnded(_)
             | Body::Unknown => {}

@@ -223,6 +223,9 @@ pub struct View {
     pub plan_sha256: String,
     /// The boot on which attempts may start.
     pub boot_id: String,
+    /// The client without which the run is not to go on for long, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Process>,
     /// Tasks by outcome.
     pub counts: Counts,
     /// Tasks that are live, claimed, or needed by a merge.
@@ -297,6 +300,7 @@ impl View {
             schema: 0,
             plan_sha256: String::new(),
             boot_id: String::new(),
+            client: None,
             counts: Counts { total: u32::try_from(plan.tasks.len()).unwrap_or(u32::MAX), ..Counts::default() },
             tasks,
             workers: BTreeMap::new(),
@@ -355,7 +359,9 @@ impl View {
                 self.schema = p.v;
                 self.plan_sha256.clone_from(&p.plan_sha256);
                 self.boot_id.clone_from(&p.boot_id);
+                self.client.clone_from(&p.client);
             }
+            Body::Adopted(p) => self.client.clone_from(&p.client),
             Body::WorkerStarted(process) => {
                 if let Some(WorkerNo(n)) = event.worker {
                     self.workers.insert(n, process.clone());

@@ -146,7 +146,7 @@ impl Wake {
                 }
             }
             // It is to be watched from now on.
-            Body::WorkerStarted(_) => {
+            Body::WorkerStarted(_) | Body::Adopted(_) => {
                 self.concerns.insert(Concern::Lead);
             }
             Body::RunEnded(_) => self.everybody = true,
@@ -208,6 +208,7 @@ fn changes_work(event: &Event) -> bool {
         | Body::Delivered(_)
         | Body::Decision(_)
         | Body::Observed(_)
+        | Body::Adopted(_)
         | Body::LogRepaired(_)
         | Body::RunEnded(_)
         | Body::Unknown => false,

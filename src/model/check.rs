@@ -16,7 +16,7 @@ use crate::model::template;
 /// Keys of a plan.
 pub const PLAN_KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "tasks", "merge"];
 /// Keys that stand only in plans that cpw wrote; accepted so that the plan of an old run can be run again, and given anew.
-pub const PLAN_OWN: &[&str] = &["run", "session", "rule", "from"];
+pub const PLAN_OWN: &[&str] = &["run", "session", "rule", "from", "orphan_grace"];
 /// Keys of a plan that belong to the format, but not to this version.
 pub const PLAN_LATER: &[&str] = &["resources", "signals", "votes"];
 /// Keys of a plan's `limits`.
@@ -159,6 +159,7 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         session: None,
         rule: None,
         from: None,
+        orphan_grace: None,
         limits: settings.run_limits(workers),
         durability: settings.durability(),
         conductor: settings.conductor(),

@@ -183,6 +183,10 @@ pub fn default_workers(cores: usize, mem_mib: u64, claude_tasks: bool) -> u32 {
     if claude_tasks { workers.min(fit(315)).max(1) } else { workers }
 }
 
+/// With `"orphans": "cancel"`, how long a run goes on without its client: whoever resumes the session within that time keeps
+/// it.
+pub const ORPHAN_GRACE: Span = Span::from_secs(60);
+
 /// The user-wide config: settings without rules.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct UserConfig {
@@ -199,6 +203,8 @@ pub struct Config {
     pub settings: Settings,
     /// Where its runs are instead of `.claude/runs`: below the project, or an absolute path.
     pub runs_dir: Option<String>,
+    /// How long after the client has gone a run is cancelled; `None`: it goes on.
+    pub orphan_grace: Option<Span>,
     /// In the order of the file.
     pub rules: Vec<Rule>,
 }
@@ -339,17 +345,9 @@ fn config(bytes: &[u8], depth: Depth) -> Result<Config, Vec<Problem>> {
             header(&n, &mut r);
             out.settings = settings(&n, &mut r, LIMIT_KEYS, CONDUCTOR_KEYS);
             out.runs_dir = n.field("runs_dir", &mut r, runs_dir);
-            n.field("orphans", &mut r, |n, r| {
-                if n.value().as_str() == Some("cancel") {
-                    n.wrong_hint(
-                        r,
-                        "\"cancel\" is not supported by this version of cpw",
-                        "leave it out: workers finish",
-                    );
-                    return None;
-                }
-                n.choice(r, &[("finish", ())])
-            });
+            let orphans =
+                n.field("orphans", &mut r, |n, r| n.choice(r, &[("finish", None), ("cancel", Some(ORPHAN_GRACE))]));
+            out.orphan_grace = orphans.flatten();
             out.rules = n.field("rules", &mut r, |n, r| Some(rules(n, r, depth, &out.settings))).unwrap_or_default();
         }
     }
@@ -665,7 +663,8 @@ mod tests {
             (json!({"version": 1, "runs_dir": ".claude"}), vec!["$.runs_dir".into()]),
             (json!({"version": 1, "runs_dir": "sub/.claude/runs"}), vec!["$.runs_dir".into()]),
             (json!({"version": 1, "resources": {}}), vec!["$.resources".into()]),
-            (json!({"version": 1, "orphans": "cancel"}), vec!["$.orphans".into()]),
+            (json!({"version": 1, "orphans": "cancel"}), vec![]),
+            (json!({"version": 1, "orphans": "kill"}), vec!["$.orphans".into()]),
             (json!({"version": 1, "orphans": "finish", "durability": "power"}), vec![]),
             (json!({"version": 1, "durability": "none"}), vec!["$.durability".into()]),
             (

@@ -142,6 +142,8 @@ bodies! {
     Observed(Observed) = "observed",
     /// Somebody wants a task (the envelope's) or the whole run cancelled.
     CancelRequested(CancelRequested) = "cancel_requested",
+    /// A session goes on with the run in another client.
+    Adopted(Adopted) = "adopted",
     /// A torn line was cut off.
     LogRepaired(LogRepaired) = "log_repaired",
     /// The run is over.
@@ -192,6 +194,9 @@ pub struct RunStarted {
     pub mono_ms: u64,
     /// Version of the cpw that started it.
     pub cpw: String,
+    /// The client of the session, where the run is not to outlive it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Process>,
 }
 
 /// Payload of `worker_started` and `spawned`: a process, told from later ones with the same number.
@@ -425,6 +430,18 @@ pub struct Observed {
 pub struct CancelRequested {
     /// Who: `user`, `ctrl-c`, a hook.
     pub by: String,
+}
+
+/// Payload of `adopted`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// The session that has it from now on.
+    pub session: String,
+    /// The session that had it.
+    pub from: String,
+    /// The client from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Process>,
 }
 
 /// Payload of `log_repaired`.

@@ -188,6 +188,7 @@ pub fn expand(
         session,
         rule: Some(m.rule.name.clone()),
         from: None,
+        orphan_grace: None,
         limits: defaults.settings.run_limits(workers),
         durability: defaults.settings.durability(),
         conductor: defaults.settings.conductor(),

@@ -35,6 +35,9 @@ pub struct Plan {
     pub from: Option<RunId>,
     /// Bounds of the whole run.
     pub limits: Limits,
+    /// How long after the client has gone the run is cancelled; absent: it goes on to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphan_grace: Option<Span>,
     /// What its log survives.
     #[serde(default)]
     pub durability: Durability,

@@ -32,7 +32,13 @@ pub fn config_schema() -> Value {
                      which each project gets a folder of its own.",
                 ),
             ),
-            ("orphans", words(&["finish"], "What workers do when the client is gone: they finish.")),
+            (
+                "orphans",
+                words(
+                    &["finish", "cancel"],
+                    "What becomes of a run when the client is gone: it goes on, or it is cancelled a minute later.",
+                ),
+            ),
             (
                 "rules",
                 list(
@@ -111,6 +117,7 @@ pub fn plan_schema() -> Value {
             ("session", text("The session that owns the run; cpw gives it.")),
             ("rule", text("The rule that the plan was made from; cpw gives it.")),
             ("from", text("The run that this one continues; cpw gives it.")),
+            ("orphan_grace", text("How long after its client has gone the run is cancelled; cpw gives it.")),
         ],
         &["version", "tasks"],
         "A plan: the tasks of one run and what they need.",

@@ -16,7 +16,7 @@ use crate::logic::glance::Glance;
 use crate::logic::state::State;
 use crate::logic::view::View;
 use crate::logic::wake::Wake;
-use crate::model::event::{Body, Draft, RunStarted, SCHEMA};
+use crate::model::event::{Body, Draft, Process, RunStarted, SCHEMA};
 use crate::model::plan::Plan;
 use crate::store::bells;
 use crate::store::home;
@@ -175,6 +175,8 @@ pub struct Origin<'a> {
     pub prompt_id: Option<&'a str>,
     /// The user's prompt, for the tasks that ask for it.
     pub prompt: Option<&'a str>,
+    /// The client, where the run is not to outlive it.
+    pub client: Option<Process>,
 }
 
 /// Where a project's runs are unless its config says otherwise.
@@ -436,6 +438,7 @@ impl RunDir {
             boot_id: clock::boot_id().to_owned(),
             mono_ms: clock::mono_ms(),
             cpw: env!("CARGO_PKG_VERSION").into(),
+            client: origin.client.clone(),
         };
         let mut log = Log::open(&self.dir)?;
         let mut state = State::new(plan);

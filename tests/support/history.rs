@@ -42,7 +42,7 @@ pub(crate) const RULES: [(&str, &str); 21] = [
 
 const TERMINAL: [&str; 5] = ["done", "failed", "timed_out", "cancelled", "lost"];
 const AFTER_THE_END: [&str; 5] = ["delivered", "decision", "adopted", "log_repaired", "worker_exited"];
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
     "run_started",
     "worker_started",
     "worker_exited",
@@ -54,6 +54,7 @@ const OTHERS: [&str; 14] = [
     "delivered",
     "decision",
     "observed",
+    "adopted",
     "cancel_requested",
     "log_repaired",
     "run_ended",

@@ -270,6 +270,7 @@ fn plan(tasks: Vec<Task>, session: &str) -> Plan {
         session: SessionId::new(session).ok(),
         rule: Some("sources".into()),
         from: None,
+        orphan_grace: None,
         limits: Limits { max_workers: 4, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),
