@@ -510,7 +510,8 @@ mod tests {
         command.env("CLAUDE_PID", client.to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("cpw runs");
-        child.stdin.take().expect("a pipe").write_all(payload.to_string().as_bytes()).expect("it reads");
+        // A hook that has nothing to do ends without reading.
+        child.stdin.take().expect("a pipe").write_all(payload.to_string().as_bytes()).ok();
         let out = child.wait_with_output().expect("cpw ends");
         assert!(out.status.success(), "{out:?}");
         String::from_utf8_lossy(&out.stdout).into_owned()
