@@ -672,6 +672,97 @@ mod tests {
         }
     }
 
+    /// After all workers of a session's run were killed, its next hook goes on.
+    #[test]
+    fn after_a_crash_of_all_workers_the_next_hook_goes_on() {
+        let world = World::new();
+        with_rule(&world, "echo x >> ran-a; until [ -e go ]; do sleep 0.02; done; echo a", &json!({}));
+        prompt(&world, 1, "p1");
+        let run = runs(&world)[0].clone();
+        wait_for(LIMIT, || (ran(&world, "a") == 1).then_some(())).expect("the task runs");
+        for worker in workers(&world, &run) {
+            kill(worker, Signal::SIGKILL).expect("a worker of this run");
+            wait_for(LIMIT, || kill(worker, None).is_err().then_some(())).expect("it is dead");
+        }
+        hook(&world, 1, "post-tool-batch", "PostToolBatch", &json!({"tool_calls": []}));
+        wait_for(LIMIT, || kinds(&world, &run).contains(&"run_ended".to_owned()).then_some(())).expect("the run ends");
+        assert!(kinds(&world, &run).contains(&"lost".to_owned()));
+    }
+
+    /// The program, killed before its `n`th call to the system. `None`: there is no strace.
+    fn killed_at(world: &World, n: usize, args: &[&str]) -> Option<Said> {
+        let strace = ["/usr/bin/strace", "/usr/local/bin/strace"].into_iter().find(|path| Path::new(path).exists());
+        let Some(strace) = strace else {
+            crate::support::skip::skip("killed at a call", "there is no strace", "CPW_REQUIRE_STRACE");
+            return None;
+        };
+        let mut command = world.command(strace);
+        command.args(["-qq", "-o", "/dev/null", "-e", &format!("inject=all:signal=SIGKILL:when={n}")]);
+        Some(said(command.arg(crate::support::world::program()).args(args)))
+    }
+
+    #[test]
+    fn a_retry_that_is_killed_anywhere_has_made_a_whole_run_or_none() {
+        let world = World::new();
+        write_plan(&world, &json!({"version": 1, "tasks": [step("a", &[], "echo a"), step("b", &["a"], "echo b")]}));
+        world.write("fail-b", "");
+        assert_eq!(cpw(&world, &["run", "plan.json"]).code, 1);
+        let old = runs(&world)[0].clone();
+        fs::remove_file(world.project().join("fail-b")).expect("it is removed");
+        let (mut made, mut not_made) = (0, 0);
+        for n in (1..).step_by(11) {
+            let Some(killed) = killed_at(&world, n, &["retry", &old, "--detach"]) else { return };
+            let new = runs(&world)[0].clone();
+            if new == old {
+                not_made += 1;
+                continue;
+            }
+            made += 1;
+            // Whoever comes next brings it to its end.
+            assert_eq!(ended(&world, &new)["state"], "ok", "killed at {n}");
+            let log = events(&world, &new);
+            assert_eq!(log[2]["payload"]["from"], old, "killed at {n}");
+            assert_eq!(good(&world, &["result", "a", "--run", &new]).out, "a\n", "killed at {n}");
+            assert_eq!((ran(&world, "a"), ran(&world, "b")), (1, 1 + made), "killed at {n}");
+            wait_for(LIMIT, || world.processes().is_empty().then_some(())).expect("its workers leave");
+            good(&world, &["clean", &new]);
+            if killed.code == 0 {
+                break;
+            }
+        }
+        assert!(not_made > 5, "{made} made, {not_made} not made");
+        good(&world, &["retry", &old]);
+        assert_eq!(ran(&world, "a"), 1);
+    }
+
+    #[test]
+    fn a_clean_that_is_killed_anywhere_is_finished_by_the_next() {
+        let world = World::new();
+        let all = || {
+            let names = fs::read_dir(world.project().join(".claude/runs")).expect("runs").flatten();
+            names.filter(|e| e.file_name() != ".gitignore").count()
+        };
+        let mut begun = 0;
+        let mut run = finished(&world, "mkdir $CPW_OUT/d; echo a > $CPW_OUT/d/file; echo a");
+        for n in (1..).step_by(9) {
+            let Some(killed) = killed_at(&world, n, &["clean", "--older", "0s"]) else { return };
+            assert!(good(&world, &["status", "--json"]).out.contains("\"version\":1"));
+            if runs(&world).is_empty() {
+                begun += 1;
+                good(&world, &["clean", "--older", "0s"]);
+                assert_eq!((all(), is_recorded(&world, &run)), (0, false), "killed at {n}");
+                if killed.code == 0 {
+                    break;
+                }
+                run = finished(&world, "mkdir $CPW_OUT/d; echo a > $CPW_OUT/d/file; echo a");
+            } else {
+                // Nothing of it is gone.
+                assert_eq!(good(&world, &["result", "a"]).out, "a\n", "killed at {n}");
+            }
+        }
+        assert!(begun > 3, "{begun}");
+    }
+
     /// The program as it runs after a restart: in a mount namespace with the id of another boot. `None`, said: this user may
     /// not make one.
     fn another_boot(world: &World) -> Option<impl Fn(&[&str]) -> Command> {
