@@ -9,8 +9,8 @@ use std::time::Duration;
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::logic::simulation::{plan, run_started, task};
 use crate::model::event::{
-    Answer, Body, CancelRequested, Decision, Delivered, Done, Draft, Ended, LogRepaired, Observed, Process, Progress,
-    Reason, ResultFile, RunEnded, Skipped, Started, Usage, Verdict,
+    Adopted, Answer, Body, CancelRequested, Decision, Delivered, Done, Draft, Ended, LogRepaired, Observed, Process,
+    Progress, Reason, ResultFile, RunEnded, Skipped, Started, Usage, Verdict,
 };
 use crate::sys::dir::FileId;
 use crate::sys::medium::{Hold, Medium};
@@ -280,6 +280,11 @@ pub(super) fn every_kind() -> Vec<Draft> {
             tool: "Read".into(),
             target: "api.py".into(),
             tool_use_id: None,
+        })),
+        Draft::run(Body::Adopted(Adopted {
+            session: "s-2".into(),
+            from: "s-1".into(),
+            client: Some(Process { pid: 4, start_time: 5, boot_id: "b".into() }),
         })),
         Draft::run(Body::LogRepaired(LogRepaired { bytes: 17, sha256: "0".repeat(64) })),
         Draft::worker(me, Body::WorkerLost(Reason { reason: "the worker died".into() })),
