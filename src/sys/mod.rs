@@ -13,6 +13,7 @@ pub mod lock;
 pub mod medium;
 pub mod poll;
 pub mod process;
+pub mod program;
 pub mod random;
 pub mod signals;
 pub mod spawn;
