@@ -23,7 +23,7 @@ use cpw::logic::view::Phase;
 use cpw::model::event::{
     Body, CancelRequested, Done, Draft, Ended, Event, LogRepaired, Process, RunStarted, SCHEMA, Verdict,
 };
-use cpw::model::plan::{Action as Does, Backoff, Conductor, Durability, Limits, Plan, Task, VERSION};
+use cpw::model::plan::{Action as Does, Backoff, Conductor, Durability, Isolate, Limits, Plan, Task, VERSION};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 /// What a build could get wrong.
@@ -662,6 +662,7 @@ fn task(id: &str, needs: &[&str], retries: u32) -> Task {
         summary: None,
         env: BTreeMap::new(),
         cwd: None,
+        isolate: Isolate::None,
         priority: 0,
         item: None,
     }

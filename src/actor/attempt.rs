@@ -18,7 +18,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::actor::claude::{self, Stream};
-use crate::actor::{environ, outcome};
+use crate::actor::isolate::Isolated;
+use crate::actor::{environ, git, outcome};
 use crate::base::env;
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::text;
@@ -82,6 +83,7 @@ pub struct Attempt {
     stream: Option<Follow>,
     /// Bytes of its output that are gone.
     cut_bytes: u64,
+    isolated: Option<Isolated>,
 }
 
 /// The files of an attempt.
@@ -142,6 +144,41 @@ pub fn target(run: &str, task: &str, attempt: u32, leader: Option<Process>) -> T
     Target::new(leader, &[(env::RUN, run), (env::TASK, task), (env::ATTEMPT, &attempt)])
 }
 
+/// What an attempt stands on: the folder where it runs, and the worktree that this is in, if it has one of its own.
+#[derive(Debug)]
+struct Ground {
+    cwd: PathBuf,
+    isolated: Option<Isolated>,
+}
+
+impl Ground {
+    fn of(
+        making: Making<'_>,
+        task: &Task,
+        number: u32,
+        environment: &mut Vec<(OsString, OsString)>,
+    ) -> Result<Ground, String> {
+        if task.isolate.is_none() {
+            return Ok(Ground { cwd: cwd_of(making.folder, task), isolated: None });
+        }
+        // Else its own calls of git could mean the user's files.
+        environment.retain(|(name, _)| !git::is_place(name));
+        let isolated = Isolated::begin(making.folder, &task.id, making.worker, number)?;
+        match isolated.cwd(task.cwd.as_deref()) {
+            Ok(cwd) => Ok(Ground { cwd, isolated: Some(isolated) }),
+            Err(reason) => Err(isolated.undo(reason)),
+        }
+    }
+
+    /// Gives it up because the task could not be started, for this reason.
+    fn undo(self, reason: String) -> String {
+        match self.isolated {
+            Some(isolated) => isolated.undo(reason),
+            None => reason,
+        }
+    }
+}
+
 impl Attempt {
     /// Makes the files and starts the process. The error is the reason of the attempt's failure, for people.
     pub fn start(making: Making<'_>, id: AttemptId, deadline_ms: Option<u64>) -> Result<Attempt, String> {
@@ -188,25 +225,23 @@ impl Attempt {
             trace: &making.state.trace,
             cpw_dir: exe.as_deref().and_then(Path::parent),
         };
-        let environment = environ::build(std::env::vars_os(), task, &identity);
+        let mut environment = environ::build(std::env::vars_os(), task, &identity);
         let argv: Vec<OsString> = match &task.action {
             Action::Run(argv) => argv.iter().map(OsString::from).collect(),
             Action::Shell(script) => vec!["sh".into(), "-c".into(), script.into()],
             Action::Claude(c) => claude::argv(c, &out_path),
         };
-        let cwd = cwd_of(folder, task);
+        let ground = Ground::of(making, task, id.number, &mut environment)?;
+        let cwd = &ground.cwd;
         let path = environment.iter().find(|(n, _)| n == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
         let name = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
-        let program = spawn::resolve_program(name, &path, &cwd, &folder.project).map_err(|e| e.reason)?;
-        let process = spawn::spawn_task(TaskSpawn {
-            program: &program,
-            argv: &argv,
-            env: &environment,
-            cwd: &cwd,
-            stdout,
-            stderr,
-        })
-        .map_err(|e| e.reason)?;
+        let process = spawn::resolve_program(name, &path, cwd, &folder.project).and_then(|program| {
+            spawn::spawn_task(TaskSpawn { program: &program, argv: &argv, env: &environment, cwd, stdout, stderr })
+        });
+        let process = match process {
+            Ok(process) => process,
+            Err(e) => return Err(ground.undo(e.reason)),
+        };
         let mark = target(plan.run.as_str(), task.id.as_str(), id.number, Some(process.process().clone()));
         let now = clock::mono_ms();
         Ok(Attempt {
@@ -226,6 +261,7 @@ impl Attempt {
             summary: task.summary.clone(),
             stream,
             cut_bytes: 0,
+            isolated: ground.isolated,
             task: process,
             id,
         })
@@ -285,7 +321,8 @@ impl Attempt {
             match exited {
                 Ok(Some(exit)) if self.target.is_surely_gone() => {
                     self.stage = Stage::Over;
-                    return (progress, Some(self.exited(exit, said, now)));
+                    let ending = self.exited(exit, said, now);
+                    return (progress, Some(self.conclude(ending)));
                 }
                 Ok(Some(exit)) => self.stage = Stage::Sweeping(self.sweep(now), exit),
                 Ok(None) if self.deadline_ms.is_some_and(|d| now >= d) => self.end(Why::Deadline),
@@ -312,7 +349,15 @@ impl Attempt {
             Stage::Ending(_, why) => self.ended(why, now),
             Stage::Running | Stage::Over => return (progress, None),
         };
-        (progress, Some(ending))
+        (progress, Some(self.conclude(ending)))
+    }
+
+    /// Keeps what was changed in a worktree of its own.
+    fn conclude(&mut self, ending: Ending) -> Ending {
+        match self.isolated.take() {
+            Some(isolated) => isolated.conclude(ending),
+            None => ending,
+        }
     }
 
     fn sweep(&self, now: u64) -> Ladder {

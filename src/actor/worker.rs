@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::actor::attempt::{self, Attempt, Making, Why};
 use crate::actor::crew::{self, Life};
 use crate::actor::hung::{self, HOLDS_LOG_MS};
+use crate::actor::isolate;
 use crate::actor::seats::Seats;
 use crate::actor::spools::Spools;
 use crate::base::env;
@@ -21,6 +22,7 @@ use crate::logic::sched::{self, Facts};
 use crate::logic::step::{self, AttemptId, Duty, Ending, Slot, Todo};
 use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft, Ended, Process, Progress};
+use crate::model::plan::Isolate;
 use crate::store::bells;
 use crate::store::log::LogError;
 use crate::store::run::{LEADER_LOCK, Run};
@@ -258,6 +260,11 @@ impl Worker {
             self.synced = true;
             if leaving && self.run.state.view.ended.is_some() {
                 self.run.folder.sweep();
+                if self.run.plan.tasks.iter().any(|t| !t.isolate.is_none())
+                    && let Err(error) = isolate::remove_all_but(&self.run.folder, Some(self.me))
+                {
+                    tracing::warn!(%error, "worktrees stay");
+                }
             }
             if let Err(error) = self.run.sync() {
                 tracing::warn!(%error, "the run could not be synced to disk");
@@ -438,7 +445,11 @@ impl Worker {
                 let mark = [(env::RUN, plan.run.as_str()), (env::TASK, id), (env::ATTEMPT, number.as_str())];
                 let leader = open.process.clone().filter(|p| process::is_marked(p, &mark));
                 let target = attempt::target(plan.run.as_str(), id, open.number, leader);
-                tree::kill_now(&target, ORPHAN_BUDGET)
+                let gone = tree::kill_now(&target, ORPHAN_BUDGET);
+                if gone && !plan.tasks[i].isolate.is_none() {
+                    isolate::rescue(&self.run.folder, &plan.tasks[i].id, dead, open.number);
+                }
+                gone
             })
         })
     }
@@ -462,7 +473,14 @@ impl Worker {
         }
         let project = self.run.folder.project.clone();
         let todo = self.run.transact(|tx, plan| {
-            let cwd = |i: usize| plan.tasks[i].cwd.as_ref().map_or_else(|| project.clone(), |c| project.join(c));
+            let cwd = |i: usize| {
+                let task = &plan.tasks[i];
+                match task.isolate {
+                    Isolate::None => task.cwd.as_ref().map_or_else(|| project.clone(), |c| project.join(c)),
+                    // Where below it the project is, only git can tell.
+                    Isolate::Worktree => isolate::path_of(&project, plan.run.as_str(), &task.id),
+                }
+            };
             step::step(tx, plan, facts, slot, |i| cwd(i).to_string_lossy().into_owned())
         })?;
         self.ending = None;

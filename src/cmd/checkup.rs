@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::actor::crew::{self, Life};
+use crate::actor::isolate::{self, Stage};
 use crate::base::ids::WorkerNo;
 use crate::base::text::one_line;
 use crate::cmd::doctor::{Check, Finding};
@@ -48,6 +49,7 @@ pub fn of(folder: &RunDir) -> Vec<Check> {
     }
     out.push(locks(folder));
     out.extend(leftovers(folder));
+    out.extend(worktrees(folder));
     if opened.is_err() {
         out.push(results(folder, state.as_ref().map(|(s, _)| s)));
         out.push(again(folder, plan.is_some()));
@@ -259,6 +261,30 @@ fn results(folder: &RunDir, state: Option<&State>) -> Check {
 fn is_known(state: Option<&State>, path: &Path, bytes: u64) -> bool {
     let results = state.into_iter().flat_map(|s| &s.tasks).filter_map(|t| t.result.as_ref());
     results.into_iter().any(|r| Path::new(&r.path) == path && r.bytes == bytes)
+}
+
+/// Worktrees of isolated tasks that are there: those of attempts that run, and those that could not be given up.
+fn worktrees(folder: &RunDir) -> Option<Check> {
+    let left = isolate::left(folder);
+    if left.is_empty() {
+        return None;
+    }
+    let lines: Vec<String> = left
+        .iter()
+        .map(|(spot, stage)| {
+            let what = match stage {
+                Stage::Making => "being made; its task has not begun",
+                Stage::Ready => "its change is not saved yet",
+                Stage::Saved => "its change is saved; it is being removed",
+                Stage::Kept => "its change is saved, but for a repository of its own that it holds",
+                Stage::Gone => "given up",
+            };
+            format!("{}: {what}", spot.path().display())
+        })
+        .collect();
+    let remedy =
+        "nothing to do while the task runs. After that: copy what you need, then `git worktree remove --force` it";
+    Some(Check::new("worktrees", Finding::Note, lines.join("\n")).remedy(remedy))
 }
 
 fn again(folder: &RunDir, has_plan: bool) -> Check {

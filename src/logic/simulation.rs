@@ -14,7 +14,7 @@ use crate::logic::wake::{Concern, Wake};
 use crate::model::event::{
     Body, CancelRequested, Done, Draft, Ended, Event, Process, Progress, Reason, RunStarted, SCHEMA, Started, Usage,
 };
-use crate::model::plan::{Action, Backoff, Conductor, Durability, Limits, Merge, Plan, Task, VERSION};
+use crate::model::plan::{Action, Backoff, Conductor, Durability, Isolate, Limits, Merge, Plan, Task, VERSION};
 
 /// A task that needs nothing and may run for ever.
 pub(crate) fn task(id: &str) -> Task {
@@ -31,6 +31,7 @@ pub(crate) fn task(id: &str) -> Task {
         summary: None,
         env: BTreeMap::new(),
         cwd: None,
+        isolate: Isolate::None,
         priority: 0,
         item: None,
     }

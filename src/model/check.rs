@@ -95,6 +95,7 @@ pub(super) fn task_of(draft: &TaskDraft, id: TaskId, action: Action, defaults: &
         summary: draft.summary.clone(),
         env: draft.env.clone(),
         cwd: draft.cwd.clone(),
+        isolate: draft.isolate,
         priority: draft.priority,
         item: draft.item.clone(),
     }
@@ -507,7 +508,7 @@ mod tests {
     fn a_plan_that_cpw_wrote_can_be_run_again() {
         let text = json!({"version": 1, "tasks": [
             {"id": "a", "run": ["x", "{{item}}"], "env": {"K": "v"}, "cwd": "src", "priority": 2, "allow_failure": true,
-                "claims": ["a/**"], "summary": "(x)", "title": "t", "item": "i"},
+                "claims": ["a/**"], "summary": "(x)", "title": "t", "item": "i", "isolate": "worktree"},
             {"id": "b", "claude": {"prompt": "p", "model": "m", "tools": ["Read"], "max_turns": 2, "max_budget_usd": 0.5,
                 "schema": {"type": "object"}}, "needs": ["a"]}],
             "merge": [{"tool": "Write", "match": {"file_path": "*.md"}, "needs": ["*"], "set": {"content": "{{result.a}}"}}]});

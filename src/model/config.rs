@@ -770,7 +770,8 @@ mod tests {
             (task(|t| t["resources"] = json!(["db"])), t(".resources")),
             (task(|t| t["critical"] = json!(true)), t(".critical")),
             (task(|t| t["signals"] = json!([])), t(".signals")),
-            (task(|t| t["isolate"] = json!("worktree")), t(".isolate")),
+            (task(|t| t["isolate"] = json!("worktree")), vec![]),
+            (task(|t| t["isolate"] = json!("container")), t(".isolate")),
             (task(|t| t["item"] = json!("x")), t(".item")),
             (task(|t| *t = json!({"id": "a-1", "claude": {}})), t(".claude")),
             (

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::base::span::Limit;
 use crate::base::text::one_line;
 use crate::model::config::{Config, ForEach, Rule};
-use crate::model::plan::{Action, Plan};
+use crate::model::plan::{Action, Isolate, Plan};
 
 /// What would be executed, and when, is shown whole before it is approved: what is cut could be what matters.
 const ALL: usize = usize::MAX;
@@ -62,7 +62,7 @@ fn rule_text(rule: &Rule, out: &mut String) {
             line(out, "  called", title, ALL);
         }
         action_text(&task.action, ALL, out);
-        extras(&task.env, task.cwd.as_deref(), &task.claims, ALL, out);
+        extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, ALL, out);
     }
     for m in &rule.merge {
         merge_text(&m.tool, &m.matches, &m.set, &m.needs.join(", "), out);
@@ -92,7 +92,7 @@ pub fn plan_text(plan: &Plan) -> String {
             line(&mut out, "  after", &few(&needs), SOME);
         }
         action_text(&task.action, SOME, &mut out);
-        extras(&task.env, task.cwd.as_deref(), &task.claims, SOME, &mut out);
+        extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, SOME, &mut out);
     }
     for m in &plan.merge {
         let needs: Vec<&str> = m.needs.iter().map(crate::base::ids::TaskId::as_str).collect();
@@ -183,12 +183,22 @@ fn quoted(arg: &str) -> String {
     if plain { arg.to_owned() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
 }
 
-fn extras(env: &BTreeMap<String, String>, cwd: Option<&str>, claims: &[String], max: usize, out: &mut String) {
+fn extras(
+    env: &BTreeMap<String, String>,
+    cwd: Option<&str>,
+    isolate: Isolate,
+    claims: &[String],
+    max: usize,
+    out: &mut String,
+) {
     for (name, value) in env {
         line(out, "  with", &format!("{name}={}", quoted(value)), max);
     }
     if let Some(cwd) = cwd {
         line(out, "  in", cwd, max);
+    }
+    if isolate == Isolate::Worktree {
+        line(out, "  on", "a git worktree of its own; its change is left as a patch", max);
     }
     if !claims.is_empty() {
         line(out, "  claims", &claims.join(", "), max);
@@ -225,7 +235,8 @@ mod tests {
         let text = json!({"version": 1, "rules": [{"name": "r", "when": {"prompt": "go", "not": "stay"},
             "for_each": {"list": ["a", "b"]},
             "tasks": [
-                {"id": "own-{{item}}", "run": ["./tool.sh", "two words", "{{item}}"], "env": {"MODE": "x y"}},
+                {"id": "own-{{item}}", "run": ["./tool.sh", "two words", "{{item}}"], "env": {"MODE": "x y"},
+                    "isolate": "worktree"},
                 {"id": "script", "shell": format!("{long}\necho second")},
                 {"id": "ask", "claude": {"prompt": "look", "tools": ["Read", "Bash(ls *)"], "max_turns": 3}}],
             "merge": [{"tool": "Write", "match": {"file_path": "*.md"}, "needs": ["*"], "set": {"content": "{{results}}"}}]}]});
@@ -236,6 +247,7 @@ mod tests {
             "./tool.sh 'two words' {{item}}",
             "./tool.sh is a file of this project",
             "MODE='x y'",
+            "on: a git worktree of its own",
             "END-OF-SCRIPT",
             "echo second",
             "Read, Bash(ls *)",

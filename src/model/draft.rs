@@ -9,7 +9,7 @@ use crate::base::ids::check_id;
 use crate::base::span::Limit;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Report, excerpt};
-use crate::model::plan::{Action, Backoff, ClaudeTask};
+use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate};
 use crate::model::template;
 
 /// Keys of a task.
@@ -28,11 +28,12 @@ pub const TASK_KEYS: &[&str] = &[
     "summary",
     "env",
     "cwd",
+    "isolate",
     "priority",
 ];
 
 /// Keys of a task that belong to the format, but not to this version.
-pub const TASK_LATER: &[&str] = &["resources", "critical", "signals", "isolate"];
+pub const TASK_LATER: &[&str] = &["resources", "critical", "signals"];
 
 /// Keys of a task's `claude`.
 pub const CLAUDE_KEYS: &[&str] = &["prompt", "model", "tools", "max_turns", "max_budget_usd", "schema"];
@@ -100,6 +101,8 @@ pub struct TaskDraft {
     pub env: BTreeMap<String, String>,
     /// Where it runs.
     pub cwd: Option<String>,
+    /// Whose files it works on.
+    pub isolate: Isolate,
     /// Higher goes first.
     pub priority: i32,
     /// Only in a plan that cpw wrote: the item it was made from.
@@ -204,6 +207,7 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
         summary: None,
         env: BTreeMap::new(),
         cwd: None,
+        isolate: Isolate::None,
         priority: 0,
         item: None,
     };
@@ -237,6 +241,9 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
         template_names(n, s, r, scope, false, NOTHING_MORE);
         Some(s.to_owned())
     });
+    out.isolate = n
+        .field("isolate", r, |n, r| n.choice(r, &[("none", Isolate::None), ("worktree", Isolate::Worktree)]))
+        .unwrap_or_default();
     out.priority = n.field("priority", r, |n, r| n.integer(r, -1000..=1000)).unwrap_or(0);
     out
 }

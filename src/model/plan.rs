@@ -185,6 +185,9 @@ pub struct Task {
     /// Where it runs, relative to the project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Whose files it works on.
+    #[serde(default, skip_serializing_if = "Isolate::is_none")]
+    pub isolate: Isolate,
     /// Higher goes first among tasks that are ready.
     #[serde(default)]
     pub priority: i32,
@@ -198,6 +201,24 @@ impl Task {
     pub fn label(&self) -> Option<String> {
         let label = self.title.as_ref().or(self.item.as_ref())?;
         Some(label.chars().take(200).collect())
+    }
+}
+
+/// Whose files a task works on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolate {
+    /// The user's own.
+    #[default]
+    None,
+    /// Those of a git worktree of its own; what it changes there is left as a patch.
+    Worktree,
+}
+
+impl Isolate {
+    /// Whether it works on the user's own files.
+    pub fn is_none(&self) -> bool {
+        *self == Isolate::None
     }
 }
 

@@ -277,6 +277,13 @@ fn task(plan: bool) -> Value {
             json!({"type": "object", "additionalProperties": {"type": "string"}, "description": "Variables; not PATH, LD_*, DYLD_*, ANTHROPIC_*, CLAUDE*, CPW_*."}),
         ),
         ("cwd", text("Where it runs, relative to the project.")),
+        (
+            "isolate",
+            words(
+                &["none", "worktree"],
+                "worktree: it works in a git worktree of its own, and its change is left as change.patch. Default none.",
+            ),
+        ),
         ("priority", integer(-1000, 1000, "Higher goes first among tasks that are ready. Default 0.")),
     ];
     if plan {

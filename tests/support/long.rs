@@ -12,7 +12,7 @@ use std::time::Duration;
 use cpw::base::ids::{SessionId, TaskId, WorkerNo};
 use cpw::base::span::Limit;
 use cpw::model::event::{Body, Delivered, Done, Draft, Event, Observed, Process, Progress, ResultFile, Started, Usage};
-use cpw::model::plan::{Action, Backoff, Conductor, Durability, Limits, Merge, Plan, Task, VERSION};
+use cpw::model::plan::{Action, Backoff, Conductor, Durability, Isolate, Limits, Merge, Plan, Task, VERSION};
 use cpw::store::home::State;
 use cpw::store::index::{self, Index};
 use cpw::store::log;
@@ -250,6 +250,7 @@ fn task(i: usize) -> Task {
         summary: None,
         env: BTreeMap::new(),
         cwd: None,
+        isolate: Isolate::None,
         priority: 0,
         item: Some(file(i)),
     }
