@@ -10,6 +10,7 @@ pub mod git;
 pub mod hung;
 pub mod isolate;
 pub mod outcome;
+pub mod patch;
 pub mod planner;
 pub mod seats;
 pub mod spools;

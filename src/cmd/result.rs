@@ -1,13 +1,15 @@
-//! `cpw result`: what a task left.
+//! `cpw result`: what a task left, and putting the change of an isolated one into the files here.
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use crate::actor::patch::{self, Applied};
 use crate::base::exit::Exit;
 use crate::base::text;
 use crate::cmd::{find, inside};
+use crate::store::run::Run;
 use crate::ui::print;
 
 /// Bytes that are printed at once.
@@ -18,10 +20,13 @@ const CHUNK: usize = 64 * 1024;
 #[command(after_help = "Examples:\n  \
     cpw result lint                    of the newest run here\n  \
     cpw result lint --run 20261121-10  of another run\n  \
-    cpw result lint --path             where it is, instead of what is in it\n\n\
+    cpw result lint --path             where it is, instead of what is in it\n  \
+    cpw result fix --apply --check     whether the change of a task with its own worktree fits into the files here\n  \
+    cpw result fix --apply             put it into them\n\n\
     Inside a task it means the task's own run. To a pipe go the bytes as they are; to a terminal without what could move \
     its cursor.\n\
-    Exit code: 0 · 1 the task has no result (yet)")]
+    --apply merges with what has changed since, and leaves git's index alone: nothing is staged or committed.\n\
+    Exit code: 0 · 1 the task has no result (yet), or its change does not fit; then nothing is changed")]
 pub struct Args {
     /// The task: its id or a unique beginning of it
     task: String,
@@ -31,6 +36,12 @@ pub struct Args {
     /// Print the file's path
     #[arg(long)]
     path: bool,
+    /// Put the change of a task with `"isolate": "worktree"` into the files here: all of it or nothing
+    #[arg(long, conflicts_with = "path")]
+    apply: bool,
+    /// Only say whether it would fit
+    #[arg(long, requires = "apply")]
+    check: bool,
 }
 
 /// Runs the command.
@@ -42,6 +53,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     };
     let run = folder.open_run()?;
     let index = find::task(&run.plan, &args.task)?;
+    if args.apply {
+        return apply(&run, index, args.check);
+    }
     let task = &run.state.tasks[index];
     let id = &run.plan.tasks[index].id;
     let Some(result) = &task.result else { bail!("{id} has no result: it is {}", task.phase.word()) };
@@ -76,6 +90,34 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         };
         if !go_on {
             return Ok(Exit::Ok);
+        }
+    }
+}
+
+fn apply(run: &Run, index: usize, check: bool) -> anyhow::Result<Exit> {
+    let (id, task) = (&run.plan.tasks[index].id, &run.state.tasks[index]);
+    if !task.phase.is_final() {
+        bail!("{id} is {}: its change is there once it has ended", task.phase.word());
+    }
+    let (spot, stat) = patch::of(&run.folder, id, task.attempts).map_err(anyhow::Error::msg)?;
+    match patch::apply(&run.folder, &spot, check).map_err(anyhow::Error::msg)? {
+        Applied::Changed(here) => {
+            let verb = if check { "fits" } else { "applied" };
+            let part = if here == stat { String::new() } else { format!(" (of {stat}; the rest was there already)") };
+            print::out(format_args!("{id} {verb}: {here}{part}"));
+            Ok(Exit::Ok)
+        }
+        Applied::Already => {
+            print::out(format_args!("{id}: its change is in the files already; nothing was changed"));
+            Ok(Exit::Ok)
+        }
+        Applied::Refused(misfits) => {
+            print::err(format_args!("cpw: the change of {id} does not fit; nothing was changed:"));
+            for line in &misfits {
+                print::err(format_args!("  {line}"));
+            }
+            print::err(format_args!("hint: the patch is {}", spot.patch().display()));
+            Ok(Exit::Failed)
         }
     }
 }
