@@ -208,22 +208,16 @@ impl Worker {
         }
         self.find_dead()?;
         let todo = self.transact()?;
+        // A worktree takes its time to be made; who is hired need not wait for it.
+        let slow = todo.begin.as_ref().is_some_and(|id| !self.run.plan.tasks[id.index].isolate.is_none());
+        if slow {
+            self.hire(todo.hire);
+        }
         if let Some(id) = todo.begin {
             self.begin(id)?;
         }
-        for _ in 0..todo.hire {
-            // Fewer workers are slower, not wrong; a later look tries again.
-            let later = match self.hire() {
-                Ok(true) => continue,
-                Ok(false) => SEAT_MS,
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "no further worker could be started");
-                    AGAIN_MS
-                }
-            };
-            let at = clock::mono_ms() + later;
-            self.look_at_ms = Some(self.look_at_ms.map_or(at, |sooner| sooner.min(at)));
-            break;
+        if !slow {
+            self.hire(todo.hire);
         }
         if self.leads {
             let Run { folder, plan, state, .. } = &self.run;
@@ -240,8 +234,25 @@ impl Worker {
         Ok(todo.leave)
     }
 
+    /// Starts so many further workers. Fewer are slower, not wrong; a later look tries again.
+    fn hire(&mut self, number: u32) {
+        for _ in 0..number {
+            let later = match self.hire_one() {
+                Ok(true) => continue,
+                Ok(false) => SEAT_MS,
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "no further worker could be started");
+                    AGAIN_MS
+                }
+            };
+            let at = clock::mono_ms() + later;
+            self.look_at_ms = Some(self.look_at_ms.map_or(at, |sooner| sooner.min(at)));
+            return;
+        }
+    }
+
     /// Starts a further worker; `false`: this user has as many as there may be.
-    fn hire(&mut self) -> anyhow::Result<bool> {
+    fn hire_one(&mut self) -> anyhow::Result<bool> {
         let seats = match &mut self.seats {
             Some(seats) => seats,
             None => self.seats.insert(Seats::open()?),
