@@ -173,7 +173,7 @@ impl Scene {
 
     fn stderr_of(&self, attempt: &str) -> String {
         let found = self.left(&format!("{attempt}.err"));
-        assert!(self.left(&format!("{attempt}.worktree.json")).len() == 1, "{:#?}", self.events());
+        assert!(!found.is_empty(), "{:#?}", self.events());
         text(&fs::read(&found[0]).unwrap())
     }
 
@@ -692,4 +692,28 @@ fn many_at_once_do_not_disturb_each_other() {
             assert_eq!(done["payload"]["summary"], "2 files changed, +2 −1", "{done}");
         }
     }
+}
+
+#[test]
+fn what_could_not_be_saved_stays_and_is_saved_when_it_can_be() {
+    let Some(scene) = scene("what_could_not_be_saved_stays_and_is_saved_when_it_can_be") else { return };
+    scene.world.write(".gitattributes", "*.slow filter=slow\n");
+    scene.commit();
+    let broken = scene.world.path("broken");
+    scene.git(&["config", "filter.slow.clean", &format!("test ! -e {} && cat", broken.display())]);
+    scene.git(&["config", "filter.slow.smudge", "cat"]);
+    scene.git(&["config", "filter.slow.required", "true"]);
+    scene.run(&json!([
+        {"id": "t", "isolate": "worktree", "allow_failure": true, "shell": format!("echo x > f.slow; touch {}", broken.display())},
+        {"id": "u", "needs": ["t"], "shell": format!("ls .claude/worktrees/*-t >&2; rm {}", broken.display())}]));
+    let reason = scene.outcome("failed", "t")["reason"].as_str().unwrap().to_owned();
+    assert!(
+        reason.contains("its change could not be saved: git add:") && reason.contains("all of it is in /"),
+        "{reason}"
+    );
+    assert!(scene.stderr_of("u.1").contains("f.slow"), "it was there until it was saved");
+    assert!(scene.patch("t.1").contains("+x"));
+    let applied = scene.cpw(&["result", "t", "--apply"]);
+    assert!(applied.status.success(), "{applied:?}");
+    assert_eq!(scene.world.read("f.slow").unwrap(), "x\n");
 }
