@@ -676,7 +676,7 @@ fn plan(max_workers: u32, tasks: Vec<Task>) -> Plan {
         rule: None,
         from: None,
         orphan_grace: None,
-        limits: Limits { max_workers, run_timeout: Limit(None), max_budget_usd: None },
+        limits: Limits { max_workers, max_claude: None, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),
         tasks,

@@ -92,7 +92,8 @@ fn take_over(old: &Run, plan: &Plan, fates: &[Fate], folder: &RunDir) -> Result<
                 let task = &old.state.tasks[i];
                 let result = artifacts(old, i, folder).map_err(failed)?;
                 let cwd = folder.project.to_string_lossy().into_owned();
-                let started = Started { cwd, title: plan.tasks[i].label(), mono_ms: clock::mono_ms() };
+                let started =
+                    Started { cwd, title: plan.tasks[i].label(), mono_ms: clock::mono_ms(), budget_usd: None };
                 let done = Done {
                     exit: task.exit.unwrap_or(0),
                     duration_ms: task.duration_ms.unwrap_or(0),

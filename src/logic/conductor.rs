@@ -405,7 +405,7 @@ mod tests {
             tell(
                 &mut view,
                 Some(t.id.as_str()),
-                Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1000 }),
+                Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1000, budget_usd: None }),
             );
         }
         view

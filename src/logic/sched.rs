@@ -4,7 +4,7 @@
 
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::sum::sum;
-use crate::logic::state::{MAX_CRASHES, State};
+use crate::logic::state::{MAX_CRASHES, MAX_REFUSALS, State, TaskState};
 use crate::logic::view::{End, Phase};
 use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
 use crate::model::plan::Plan;
@@ -30,8 +30,6 @@ pub enum Stopped {
     Rebooted,
     /// Its time limit is over.
     OutOfTime,
-    /// Its budget is spent.
-    OutOfBudget,
     /// Somebody cancelled it.
     Cancelled,
 }
@@ -41,7 +39,6 @@ impl Stopped {
         match self {
             Stopped::Rebooted => "interrupted: the machine was restarted",
             Stopped::OutOfTime => "interrupted: the run's time limit is over",
-            Stopped::OutOfBudget => "the run's budget is spent",
             Stopped::Cancelled => "cancelled",
         }
     }
@@ -49,8 +46,8 @@ impl Stopped {
 
 /// Whether a run ended before its tasks did: by a restart, its time, its budget, or because somebody cancelled it.
 pub fn was_cut_short(end: &End) -> bool {
-    let all = [Stopped::Rebooted, Stopped::OutOfTime, Stopped::OutOfBudget, Stopped::Cancelled];
-    all.iter().any(|why| why.because() == end.reason)
+    let all = [Stopped::Rebooted, Stopped::OutOfTime, Stopped::Cancelled].map(Stopped::because);
+    all.iter().chain(&[SPENT, DRY]).any(|why| **why == *end.reason)
 }
 
 /// Whether a run ended because the machine was restarted, or its time was over.
@@ -69,10 +66,108 @@ pub fn stopped(state: &State, plan: &Plan, facts: Facts<'_>) -> Option<Stopped> 
     if run_deadline(state, plan).is_some_and(|d| facts.now_ms >= d) {
         return Some(Stopped::OutOfTime);
     }
-    if plan.limits.max_budget_usd.is_some_and(|max| state.spent_usd >= max) {
-        return Some(Stopped::OutOfBudget);
+    None
+}
+
+/// Pause between the starts of two `claude` tasks: a client needs half a second of a core before it does anything.
+const STAGGER_MS: u64 = 250;
+
+/// First and longest pause after a refusal for want of quota, where nobody says when there is some again.
+const QUOTA_PAUSES_MS: (u64, u64) = (30_000, 900_000);
+
+/// Why no `claude` task starts any more.
+const SPENT: &str = "the run's budget is spent";
+
+/// See [`SPENT`].
+const DRY: &str = "the quota is used up until after the run's time limit";
+
+/// With less than this, in US dollars, no `claude` task is worth starting.
+const LEAST_USD: f64 = 0.001;
+
+/// Why no `claude` task can start any more, in a run in which others can. Money and quota are theirs alone, so that the
+/// other tasks go on.
+pub fn claude_stopped(state: &State, plan: &Plan) -> Option<&'static str> {
+    if plan.limits.max_budget_usd.is_some_and(|max| max - state.charged_usd < LEAST_USD) {
+        return Some(SPENT);
+    }
+    if run_deadline(state, plan).is_some_and(|end| state.quota_until_ms >= end) {
+        return Some(DRY);
     }
     None
+}
+
+/// What is left of the run's budget, less what is kept for the attempts that are open; `None`: it has no limit.
+fn purse(state: &State, plan: &Plan) -> Option<f64> {
+    let open = state.running.iter().filter_map(|&i| state.tasks[i].open.as_ref());
+    let kept: f64 = open.filter_map(|open| open.budget_usd).sum();
+    plan.limits.max_budget_usd.map(|max| max - state.charged_usd - kept)
+}
+
+/// `claude` tasks that may run at the same time.
+fn claude_slots(state: &State, plan: &Plan) -> usize {
+    plan.limits.max_claude.unwrap_or(u32::MAX).min(state.max_workers) as usize
+}
+
+/// What the next attempt of task `i` may spend: what its own budget has left, and at most an even share, among those
+/// that could start beside it, of what the run has left. `None`: it is no `claude` task, or nothing limits it.
+pub fn claude_budget(state: &State, plan: &Plan, i: usize) -> Option<f64> {
+    let own = plan.tasks[i].claude()?.max_budget_usd.map(|max| max - state.tasks[i].charged_usd);
+    let share = purse(state, plan).map(|left| {
+        let could = |(k, t): &(usize, &TaskState)| state.is_claude(*k) && !t.phase.is_final() && t.open.is_none();
+        let waiting = state.tasks.iter().enumerate().filter(could).count();
+        let slots = claude_slots(state, plan).saturating_sub(state.running_claude());
+        let parts = u32::try_from(waiting.min(slots)).unwrap_or(u32::MAX).max(1);
+        (left / f64::from(parts)).max(LEAST_USD.min(left))
+    });
+    let budget = match (own, share) {
+        (Some(own), Some(share)) => own.min(share),
+        (own, share) => own.or(share)?,
+    };
+    Some(budget.max(LEAST_USD))
+}
+
+/// How many `claude` tasks could start, be it after the pause between two starts.
+fn claude_room(state: &State, plan: &Plan, facts: Facts<'_>) -> usize {
+    let shut = facts.now_ms < state.quota_until_ms
+        || claude_stopped(state, plan).is_some()
+        || purse(state, plan).is_some_and(|left| left < LEAST_USD);
+    if shut { 0 } else { claude_slots(state, plan).saturating_sub(state.running_claude()) }
+}
+
+/// When the pause after the last start of a `claude` task is over.
+fn staggered(state: &State) -> u64 {
+    state.claude_since_ms.map_or(0, |since| since.saturating_add(STAGGER_MS))
+}
+
+/// Until when a refusal for want of quota, met by the open attempt of task `i`, keeps `claude` tasks from starting.
+/// `told`: when there is quota again, as the client says; 0 where it does not.
+pub fn quota_until(state: &State, i: usize, told: u64, facts: Facts<'_>) -> u64 {
+    if told > facts.now_ms {
+        return told;
+    }
+    let since = state.tasks[i].open.as_ref().map_or(0, |open| open.since_ms);
+    if since < state.quota_until_ms {
+        // It began before that was known.
+        return state.quota_until_ms.max(facts.now_ms);
+    }
+    let (first, longest) = QUOTA_PAUSES_MS;
+    facts.now_ms.saturating_add(first.saturating_mul(1 << state.quota_strikes.min(16)).min(longest))
+}
+
+/// When task `i`, whose open attempt was refused for want of quota until `until`, is tried again. That does not use up its
+/// retries, unless it happens again and again.
+pub fn retry_after_refusal(state: &State, plan: &Plan, i: usize, until: u64, facts: Facts<'_>) -> Option<u64> {
+    if state.cancels.contains(&i)
+        || stopped(state, plan, facts).is_some()
+        || claude_stopped(state, plan).is_some()
+        || run_deadline(state, plan).is_some_and(|end| until >= end)
+    {
+        return None;
+    }
+    if state.tasks[i].refusals < MAX_REFUSALS {
+        return Some(until);
+    }
+    retry_at(state, plan, i, Fault::Failure, facts).map(|at| at.max(until))
 }
 
 /// When the run's time is over, `CLOCK_MONOTONIC` in milliseconds on the run's boot.
@@ -139,10 +234,17 @@ fn closed_tasks(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
             let id = &plan.tasks[i].id;
             out.push(match why {
                 Stopped::Cancelled => cancelled(id),
-                Stopped::Rebooted | Stopped::OutOfTime | Stopped::OutOfBudget => skipped(id, why.because().into()),
+                Stopped::Rebooted | Stopped::OutOfTime => skipped(id, why.because().into()),
             });
         }
         return out;
+    }
+    if let Some(why) = claude_stopped(state, plan) {
+        let waits = |i: &usize| {
+            let task = &state.tasks[*i];
+            state.is_claude(*i) && !task.phase.is_final() && task.open.is_none() && !state.cancels.contains(i)
+        };
+        out.extend((0..state.tasks.len()).filter(waits).map(|i| skipped(&plan.tasks[i].id, why.into())));
     }
     out.extend(state.cancels.iter().filter(|&&i| state.tasks[i].open.is_none()).map(|&i| cancelled(&plan.tasks[i].id)));
     if !out.is_empty() || state.doomed.is_empty() {
@@ -177,11 +279,16 @@ fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
             matches!((why, task.phase), (Stopped::Rebooted, Phase::Lost) | (Stopped::OutOfTime, Phase::TimedOut))
         })
     };
-    let halted = stopped(state, plan, facts).filter(|&why| counts.skipped + counts.cancelled > 0 || hit(why));
+    let cut_short = counts.skipped + counts.cancelled > 0;
+    let halted = stopped(state, plan, facts).filter(|&why| cut_short || hit(why)).map(Stopped::because).or_else(|| {
+        let out_of_reach = |t: &TaskState| t.phase == Phase::Skipped;
+        let any = state.tasks.iter().enumerate().any(|(i, t)| state.is_claude(i) && out_of_reach(t));
+        claude_stopped(state, plan).filter(|_| any && cut_short)
+    });
     let (status, reason) = if state.view.cancelled || (counts.cancelled > 0 && failed.is_empty()) {
         (Verdict::Cancelled, "cancelled".to_owned())
     } else if let Some(why) = halted {
-        (Verdict::Failed, why.because().to_owned())
+        (Verdict::Failed, why.to_owned())
     } else if let Some(first) = failed.first() {
         let more = failed.len() - 1;
         (Verdict::Failed, if more == 0 { format!("{first} failed") } else { format!("{first} and {more} more failed") })
@@ -219,11 +326,16 @@ pub fn retry_at(state: &State, plan: &Plan, i: usize, fault: Fault, facts: Facts
         Fault::Failure => task.failures >= spec.retries,
         Fault::Crash => is_deadly(state, i, facts.now_ms),
     };
+    let own = spec.claude().and_then(|c| c.max_budget_usd);
+    let penniless = own.is_some_and(|max| max - task.charged_usd < LEAST_USD) || claude_stopped(state, plan).is_some();
+    if state.is_claude(i) && penniless {
+        return None;
+    }
     if spec.retries == 0 || spent || state.cancels.contains(&i) || stopped(state, plan, facts).is_some() {
         return None;
     }
     let salt = format!("{}/{}/{}", plan.run, spec.id, task.attempts);
-    Some(facts.now_ms.saturating_add(spec.backoff.after(task.attempts, sum(salt.as_bytes())).as_ms()))
+    Some(facts.now_ms.saturating_add(spec.backoff.after(task.tries(), sum(salt.as_bytes())).as_ms()))
 }
 
 /// Whether one more crash now makes it [`MAX_CRASHES`] of task `i` within [`CRASH_MS`].
@@ -250,8 +362,11 @@ pub fn next_task(state: &State, plan: &Plan, facts: Facts<'_>) -> Option<(usize,
         return None;
     }
     // A task whose pause is over goes before a new one: it is older.
-    let due = state.retrying.first().filter(|(at, _)| *at <= facts.now_ms).map(|&(_, i)| i);
-    let i = due.or_else(|| state.ready.first().map(|&(_, i)| i))?;
+    let claude = facts.now_ms >= staggered(state) && claude_room(state, plan, facts) > 0;
+    let mut due = state.retrying.iter().take_while(|(at, _)| *at <= facts.now_ms).map(|&(_, i)| i);
+    let due = due.find(|&i| claude || !state.is_claude(i));
+    let ready = [state.ready.first(), state.ready_claude.first().filter(|_| claude)];
+    let i = due.or_else(|| ready.into_iter().flatten().min().map(|&(_, i)| i))?;
     Some((i, state.tasks[i].attempts.saturating_add(1)))
 }
 
@@ -260,8 +375,10 @@ pub fn workers_wanted(state: &State, plan: &Plan, facts: Facts<'_>) -> u32 {
     if state.view.ended.is_some() || stopped(state, plan, facts).is_some() {
         return 0;
     }
-    let due = state.retrying.iter().take_while(|(at, _)| *at <= facts.now_ms).count();
-    let useful = state.running.len() + state.ready.len() + due;
+    let due = state.retrying.iter().take_while(|(at, _)| *at <= facts.now_ms);
+    let (claude, due): (Vec<usize>, Vec<usize>) = due.map(|&(_, i)| i).partition(|&i| state.is_claude(i));
+    let claude = (claude.len() + state.ready_claude.len()).min(claude_room(state, plan, facts));
+    let useful = state.running.len() + state.ready.len() + due.len() + claude;
     let target = u32::try_from(useful).unwrap_or(u32::MAX).min(state.max_workers);
     target.saturating_sub(u32::try_from(state.view.workers.len()).unwrap_or(u32::MAX))
 }
@@ -273,17 +390,217 @@ pub fn next_moment(state: &State, plan: &Plan, now_ms: u64) -> Option<u64> {
         return None;
     }
     let retry = state.retrying.range((now_ms.saturating_add(1), 0)..).next().map(|(at, _)| *at);
-    match (retry, run_deadline(state, plan).filter(|at| *at > now_ms)) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
+    let due_claude = || {
+        let mut due = state.retrying.iter().take_while(|(at, _)| *at <= now_ms);
+        !state.ready_claude.is_empty() || due.any(|&(_, i)| state.is_claude(i))
+    };
+    let gate = Some(state.quota_until_ms.max(staggered(state))).filter(|at| *at > now_ms && due_claude());
+    let end = run_deadline(state, plan).filter(|at| *at > now_ms);
+    [retry, gate, end].into_iter().flatten().min()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logic::simulation::{plan, run_started, task};
-    use crate::model::event::{Event, Started};
+    use crate::logic::simulation::{claude, plan, run_started, task};
+    use crate::model::event::{Done, Event, Started, Usage};
+    use crate::model::plan::{Action, Task};
+
+    /// A run whose events the test writes itself.
+    struct Course {
+        plan: Plan,
+        state: State,
+        now_ms: u64,
+    }
+
+    impl Course {
+        fn new(tasks: Vec<Task>, change: impl FnOnce(&mut Plan)) -> Course {
+            let mut plan = plan(tasks);
+            change(&mut plan);
+            let mut out = Course { state: State::new(&plan), plan, now_ms: 1000 };
+            out.emit(Draft::run(run_started(&out.plan, "boot")));
+            out
+        }
+
+        fn emit(&mut self, draft: Draft) {
+            let seq = self.state.view.seq + 1;
+            self.state.apply(&Event::new(draft, seq, String::new()));
+        }
+
+        fn ask<T>(&self, question: impl FnOnce(&State, &Plan, Facts<'_>) -> T) -> T {
+            question(&self.state, &self.plan, Facts { now_ms: self.now_ms, boot_id: "boot", dead: &[] })
+        }
+
+        /// Starts what is next; its place and what it may spend.
+        fn start(&mut self) -> Option<(usize, Option<f64>)> {
+            let (i, n) = self.ask(next_task)?;
+            let budget_usd = claude_budget(&self.state, &self.plan, i);
+            let started = Started { cwd: "/".into(), title: None, mono_ms: self.now_ms, budget_usd };
+            let worker = WorkerNo(u32::try_from(i).unwrap() + 1);
+            self.emit(Draft::attempt(Some(worker), &self.plan.tasks[i].id.clone(), n, Body::Started(started)));
+            Some((i, budget_usd))
+        }
+
+        /// The same, after the pause between two starts.
+        fn start_later(&mut self) -> Option<(usize, Option<f64>)> {
+            self.now_ms += STAGGER_MS;
+            self.start()
+        }
+
+        fn end(&mut self, i: usize, body: Body) {
+            let n = self.state.tasks[i].attempts;
+            let id = self.plan.tasks[i].id.clone();
+            self.emit(Draft::attempt(None, &id, n, body));
+            loop {
+                let next = self.ask(consequences);
+                if next.is_empty() {
+                    return;
+                }
+                for draft in next {
+                    self.emit(draft);
+                }
+            }
+        }
+
+        fn done(&mut self, i: usize, cost_usd: f64) {
+            let usage = Some(Usage { turns: 1, tokens: 1, cost_usd });
+            self.end(i, Body::Done(Done { exit: 0, duration_ms: 1, usage, ..Done::default() }));
+        }
+
+        /// Refuses an attempt as `step::record` writes it; returns until when.
+        fn refuse(&mut self, i: usize, told: u64) -> u64 {
+            let until = self.ask(|s, _, f| quota_until(s, i, told, f));
+            let retry_at = self.ask(|s, p, f| retry_after_refusal(s, p, i, until, f));
+            let ended = Ended {
+                exit: Some(1),
+                will_retry: retry_at.is_some(),
+                retry_at,
+                quota_until: Some(until),
+                ..Ended::default()
+            };
+            self.end(i, Body::Failed(ended));
+            until
+        }
+
+        fn phases(&self) -> Vec<Phase> {
+            self.state.tasks.iter().map(|t| t.phase).collect()
+        }
+    }
+
+    fn ask(id: &str) -> Task {
+        Task { action: claude("p"), ..task(id) }
+    }
+
+    #[test]
+    fn clients_do_not_start_at_once_and_not_more_than_memory_carries() {
+        let mut run = Course::new(vec![ask("a"), ask("b"), ask("c"), task("d")], |p| p.limits.max_claude = Some(2));
+        assert_eq!(run.ask(workers_wanted), 3, "two clients and a program");
+        assert_eq!(run.start().unwrap().0, 0);
+        assert_eq!(run.start().unwrap().0, 3, "what is no client does not wait for one");
+        assert_eq!(run.start(), None);
+        assert_eq!(next_moment(&run.state, &run.plan, run.now_ms), Some(run.now_ms + STAGGER_MS));
+        assert_eq!(run.start_later().unwrap().0, 1);
+        assert_eq!(run.start_later(), None, "a third has no memory");
+        run.done(0, 0.0);
+        assert_eq!(run.start().unwrap().0, 2);
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_stops_clients_and_nothing_else() {
+        let mut run = Course::new(vec![ask("a"), ask("b"), ask("c"), task("d")], |_| ());
+        assert_eq!((run.start().unwrap().0, run.start_later().unwrap().0), (0, 1));
+        let until = run.refuse(0, 0);
+        assert_eq!(until, run.now_ms + 30_000);
+        assert_eq!(run.refuse(1, 0), until, "the other one met the same refusal");
+        assert_eq!(run.state.quota_strikes, 1);
+        assert_eq!(run.start().unwrap().0, 3);
+        assert_eq!((run.start_later(), run.ask(workers_wanted)), (None, 1));
+        assert_eq!(next_moment(&run.state, &run.plan, run.now_ms), Some(until));
+        run.now_ms = until;
+        // They have no retries, and need none for this.
+        assert_eq!((run.start().unwrap().0, run.start_later().unwrap().0), (0, 1));
+        let later = run.refuse(0, 0);
+        assert_eq!(later, run.now_ms + 60_000, "twice as long");
+        run.done(1, 0.0);
+        run.now_ms = later;
+        assert_eq!(run.start().unwrap().0, 0);
+        let told = run.now_ms + 7_200_000;
+        assert_eq!(run.refuse(0, told), told, "what the provider says goes before");
+        run.now_ms = told;
+        run.start();
+        run.done(0, 0.0);
+        assert_eq!((run.state.quota_strikes, run.state.tasks[0].attempts, run.state.tasks[0].tries()), (0, 4, 1));
+    }
+
+    #[test]
+    fn a_refusal_that_does_not_end_becomes_a_failure() {
+        let mut run = Course::new(vec![ask("a")], |_| ());
+        let mut last = 0;
+        for _ in 0..=MAX_REFUSALS {
+            run.start().unwrap();
+            last = run.refuse(0, 0) - run.now_ms;
+            run.now_ms += last;
+        }
+        assert_eq!((run.phases(), last), (vec![Phase::Failed], 900_000));
+    }
+
+    #[test]
+    fn a_quota_that_comes_back_behind_the_runs_time_limit_is_not_waited_for() {
+        let mut run = Course::new(vec![ask("a"), ask("b"), task("c")], |p| {
+            p.limits.run_timeout = crate::base::span::Limit(Some(crate::base::span::Span::from_secs(60)));
+        });
+        run.start();
+        run.refuse(0, 3_600_000);
+        assert_eq!(run.phases(), [Phase::Failed, Phase::Skipped, Phase::Ready]);
+        assert!(run.state.tasks[1].line.as_ref().unwrap().contains("quota"), "{:?}", run.state.tasks[1].line);
+        assert_eq!(run.start().unwrap().0, 2);
+    }
+
+    #[test]
+    fn a_budget_is_shared_among_those_that_run_and_never_given_twice() {
+        let mut run = Course::new((0..5).map(|i| ask(&format!("t{i}"))).chain([task("free")]).collect(), |p| {
+            p.limits.max_workers = 3;
+            p.limits.max_budget_usd = Some(3.0);
+        });
+        let given: f64 = (0..3).map(|_| run.start_later().unwrap().1.unwrap()).sum();
+        assert!((given - 3.0).abs() < 1e-9, "{given}");
+        run.done(0, 0.4);
+        let (i, budget) = run.start_later().unwrap();
+        assert!(i == 3 && (budget.unwrap() - 0.6).abs() < 1e-9, "{i} {budget:?}");
+        // Who was killed may have spent all that it had.
+        run.end(1, Body::TimedOut(Ended { signal: Some(9), ..Ended::default() }));
+        assert!((run.state.charged_usd - 1.4).abs() < 1e-9 && (run.state.spent_usd - 0.4).abs() < 1e-9);
+        run.done(2, 1.6);
+        assert_eq!(claude_stopped(&run.state, &run.plan), Some("the run's budget is spent"));
+        assert_eq!(run.phases()[4], Phase::Skipped);
+        // What costs nothing goes on, and the end tells the truth.
+        assert_eq!(run.start().unwrap().0, 5);
+        run.done(5, 0.0);
+        run.done(3, 0.0);
+        let end = run.state.view.ended.clone().unwrap();
+        assert_eq!((end.status, end.reason.as_str()), (Verdict::Failed, "the run's budget is spent"));
+    }
+
+    #[test]
+    fn a_tasks_own_budget_holds_for_all_its_attempts() {
+        let mut t = ask("a");
+        t.retries = 5;
+        let Action::Claude(c) = &mut t.action else { unreachable!() };
+        c.max_budget_usd = Some(1.0);
+        let mut run = Course::new(vec![t], |_| ());
+        assert_eq!(run.start().unwrap().1, Some(1.0));
+        let failed = |run: &mut Course, cost_usd: f64| {
+            let usage = Some(Usage { turns: 1, tokens: 1, cost_usd });
+            let retry_at = run.ask(|s, p, f| retry_at(s, p, 0, Fault::Failure, f));
+            let ended = Ended { exit: Some(1), will_retry: retry_at.is_some(), retry_at, usage, ..Ended::default() };
+            run.end(0, Body::Failed(ended));
+            run.now_ms += 60_000;
+        };
+        failed(&mut run, 0.75);
+        assert_eq!(run.start().unwrap().1, Some(0.25));
+        failed(&mut run, 0.3);
+        assert!(run.ask(|s, p, f| retry_at(s, p, 0, Fault::Failure, f)).is_none());
+    }
 
     /// A run of one task with so many retries, at a time of its own.
     struct One(State, Plan, u64);
@@ -304,7 +621,7 @@ mod tests {
         /// An attempt that begins now and ends so after `ms`: its payload.
         fn attempt(&mut self, ms: u64, fault: Fault) -> Ended {
             let (id, number) = (self.1.tasks[0].id.clone(), self.0.tasks[0].attempts + 1);
-            let started = Started { cwd: "/".into(), title: None, mono_ms: self.2 };
+            let started = Started { cwd: "/".into(), title: None, mono_ms: self.2, budget_usd: None };
             self.add(Draft::attempt(Some(WorkerNo(1)), &id, number, Body::Started(started)));
             self.2 += ms;
             let facts = Facts { now_ms: self.2, boot_id: "boot", dead: &[] };

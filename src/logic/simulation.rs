@@ -37,6 +37,11 @@ pub(crate) fn task(id: &str) -> Task {
     }
 }
 
+/// What a task that asks a client does.
+pub(crate) fn claude(prompt: &str) -> Action {
+    serde_json::from_value(serde_json::json!({"claude": {"prompt": prompt}})).unwrap()
+}
+
 /// A plan of these tasks.
 pub(crate) fn plan(tasks: Vec<Task>) -> Plan {
     Plan {
@@ -46,7 +51,7 @@ pub(crate) fn plan(tasks: Vec<Task>) -> Plan {
         rule: Some("rule".into()),
         from: None,
         orphan_grace: None,
-        limits: Limits { max_workers: 4, run_timeout: Limit(None), max_budget_usd: None },
+        limits: Limits { max_workers: 4, max_claude: None, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),
         tasks,
@@ -168,7 +173,13 @@ impl Sim {
         assert!(!self.ended(), "started after the end");
         assert!(self.ask(sched::stopped).is_none(), "started in a run that is stopped");
         let (task, retries) = (&self.state.tasks[i], self.plan.tasks[i].retries);
-        assert!(task.failures <= retries && (retries > 0 || task.attempts == 0), "more attempts than allowed");
+        let own = task.attempts > task.refusals;
+        assert!(task.failures <= retries && (retries > 0 || !own), "more attempts than allowed");
+        if self.state.is_claude(i) {
+            assert!(self.now_ms >= self.state.quota_until_ms, "started without quota");
+            assert_eq!(sched::claude_stopped(&self.state, &self.plan), None, "started in spite of it");
+            assert!(self.state.running_claude() < 3, "too many clients at once");
+        }
         for need in &self.plan.tasks[i].needs {
             let n = self.state.index_of(need).unwrap();
             let phase = self.state.tasks[n].phase;
@@ -187,7 +198,8 @@ impl Sim {
         };
         // Several skips stand in one write, each after its cause.
         let any = self.plan.tasks[i].needs.iter().any(|id| hopeless(self.state.index_of(id).unwrap()));
-        assert!(any || self.ask(sched::stopped).is_some(), "skipped without a reason");
+        let claude = self.state.is_claude(i) && sched::claude_stopped(&self.state, &self.plan).is_some();
+        assert!(any || claude || self.ask(sched::stopped).is_some(), "skipped without a reason");
     }
 
     /// All that follows now, as every transaction writes it.
@@ -225,7 +237,8 @@ impl Sim {
         let me = WorkerNo(idle[pick % idle.len()]);
         self.settle();
         if let Some((i, n)) = self.ask(sched::next_task) {
-            let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: self.now_ms });
+            let budget_usd = sched::claude_budget(&self.state, &self.plan, i);
+            let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: self.now_ms, budget_usd });
             let id = self.plan.tasks[i].id.clone();
             self.emit(Draft::attempt(Some(me), &id, n, body));
         }
@@ -260,6 +273,12 @@ impl Sim {
             0 => Body::Done(Done { exit: 0, duration_ms: 1, usage, ..Done::default() }),
             1 => Body::Failed(ended),
             2 => Body::TimedOut(ended),
+            4 => {
+                let until = self.ask(|s, _, f| sched::quota_until(s, attempt.0, 0, f));
+                let retry_at = self.ask(|s, p, f| sched::retry_after_refusal(s, p, attempt.0, until, f));
+                let quota_until = Some(until);
+                Body::Failed(Ended { will_retry: retry_at.is_some(), retry_at, quota_until, ..ended })
+            }
             _ => Body::Cancelled(Ended { will_retry: false, retry_at: None, ..ended }),
         };
         self.word(attempt, body);
@@ -284,7 +303,10 @@ impl Sim {
         self.word((i, n, worker), body);
         let after = &self.state;
         assert_eq!(after.tasks, before.tasks);
-        assert_eq!((&after.ready, &after.retrying, &after.doomed), (&before.ready, &before.retrying, &before.doomed));
+        assert_eq!(
+            (&after.ready, &after.ready_claude, &after.retrying, &after.doomed),
+            (&before.ready, &before.ready_claude, &before.retrying, &before.doomed)
+        );
         assert_eq!(after.unstarted, before.unstarted);
         let mut view = after.view.clone();
         view.seq = before.view.seq;
@@ -335,6 +357,12 @@ impl Sim {
                     self.alive.remove(&w);
                     self.emit(Draft::worker(WorkerNo(w), Body::WorkerExited(Reason { reason: "told".into() })));
                 }
+            }
+            26 => {
+                if let Some(attempt) = self.open(pick).filter(|(i, ..)| self.state.is_claude(*i)) {
+                    self.finish_attempt(attempt, 4, 1);
+                }
+                self.settle();
             }
             _ => self.settle(),
         }
@@ -405,7 +433,12 @@ impl Sim {
         assert_eq!(counts.done as usize, is(Phase::Done));
         assert_eq!(counts.skipped as usize, is(Phase::Skipped));
         assert!(self.state.running.is_empty() && self.state.unstarted == 0);
-        assert!(self.state.ready.is_empty() && self.state.retrying.is_empty() && self.state.doomed.is_empty());
+        assert!(
+            self.state.ready.is_empty()
+                && self.state.ready_claude.is_empty()
+                && self.state.retrying.is_empty()
+                && self.state.doomed.is_empty()
+        );
         let all_dead: Vec<WorkerNo> = self.state.view.workers.keys().map(|&w| WorkerNo(w)).collect();
         for boot in ["boot", "another"] {
             let facts = Facts { now_ms: u64::MAX, boot_id: boot, dead: &all_dead };
@@ -428,9 +461,12 @@ impl Sim {
 prop_compose! {
     fn any_task()(
         needs in any::<u16>(), retries in 0_u32..3, allow_failure in any::<bool>(), limit in 0_u64..4,
-        priority in -1_i32..2, claims in any::<bool>(),
+        priority in -1_i32..2, claims in any::<bool>(), asks in 0_u8..3,
     ) -> (u16, Task) {
         let mut t = task("x");
+        if asks == 0 {
+            t.action = claude("p");
+        }
         t.retries = retries;
         t.allow_failure = allow_failure;
         t.timeout = Limit((limit > 0).then(|| Span::from_secs(limit)));
@@ -466,6 +502,7 @@ prop_compose! {
         out.limits.max_workers = max_workers;
         out.limits.run_timeout = Limit((limit > 0).then(|| Span::from_secs(limit * 10)));
         out.limits.max_budget_usd = (budget > 3).then_some(1.0);
+        out.limits.max_claude = Some(3);
         out
     }
 }
@@ -476,7 +513,7 @@ proptest! {
     #[test]
     fn whatever_happens_every_run_ends_once_and_every_task_has_one_outcome(
         plan in any_plan(),
-        course in prop::collection::vec((0_u8..27, any::<u16>()), 0..120),
+        course in prop::collection::vec((0_u8..28, any::<u16>()), 0..120),
     ) {
         let mut sim = Sim::new(plan);
         for (op, pick) in course {
@@ -610,7 +647,8 @@ impl Sleepers {
             }
             if let Some((i, n)) = sim.ask(sched::next_task) {
                 let id = sim.plan.tasks[i].id.clone();
-                let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: sim.now_ms });
+                let budget_usd = sched::claude_budget(&sim.state, &sim.plan, i);
+                let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: sim.now_ms, budget_usd });
                 sim.emit(Draft::attempt(Some(WorkerNo(w)), &id, n, body));
             } else if sim.ended() || !leads && sim.state.unstarted == 0 {
                 exits = true;
@@ -772,7 +810,7 @@ fn fold(plan: &Plan, ends: impl Fn(usize) -> Body) -> (State, u64) {
             }
         }
         if let Some((i, n)) = sched::next_task(&state, plan, facts) {
-            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1 });
+            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None });
             emit(&mut state, Draft::attempt(Some(WorkerNo(1)), &plan.tasks[i].id, n, started));
             emit(&mut state, Draft::attempt(Some(WorkerNo(1)), &plan.tasks[i].id, n, ends(i)));
         }

@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
-use crate::model::event::{Body, Ended, Event, Process, ResultFile, Usage};
+use crate::model::event::{Body, Ended, Event, Process, ResultFile, Started, Usage};
 use crate::model::plan::Plan;
 
 /// So many lost attempts of a task within a minute end it: something about it kills workers.
 pub const MAX_CRASHES: usize = 3;
+
+/// How often a task is refused for want of quota before that counts as its failure.
+pub const MAX_REFUSALS: u32 = 10;
 
 /// An attempt that has begun and has no outcome.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +27,8 @@ pub struct Attempt {
     pub since_ms: u64,
     /// Its process, once it exists.
     pub process: Option<Process>,
+    /// What is kept of the budget for it, in US dollars.
+    pub budget_usd: Option<f64>,
 }
 
 /// One task.
@@ -67,6 +72,18 @@ pub struct TaskState {
     pub ended: Option<String>,
     /// What all attempts cost together.
     pub usage: Usage,
+    /// The same in US dollars as the budget counts it: an attempt that was killed before it could say what it has spent is
+    /// taken to have spent all that it was given.
+    pub charged_usd: f64,
+    /// Attempts that the provider refused for want of quota: they are not the task's failures.
+    pub refusals: u32,
+}
+
+impl TaskState {
+    /// Attempts begun that count as the task's own.
+    pub fn tries(&self) -> u32 {
+        self.attempts.saturating_sub(self.refusals)
+    }
 }
 
 /// A run.
@@ -78,6 +95,8 @@ pub struct State {
     pub tasks: Vec<TaskState>,
     /// Tasks that can start, best first: by priority, then by their place in the plan.
     pub ready: BTreeSet<(i64, usize)>,
+    /// The same for `claude` tasks, for which more must be free than a worker.
+    pub ready_claude: BTreeSet<(i64, usize)>,
     /// Tasks that wait for their next attempt, soonest first.
     pub retrying: BTreeSet<(u64, usize)>,
     /// Tasks that can never start and are not skipped yet, with the one that made it so.
@@ -100,10 +119,19 @@ pub struct State {
     pub max_workers: u32,
     /// US dollars spent.
     pub spent_usd: f64,
+    /// The same as the budget counts it, see [`TaskState::charged_usd`].
+    pub charged_usd: f64,
+    /// When the last attempt of a `claude` task began, `CLOCK_MONOTONIC` in milliseconds.
+    pub claude_since_ms: Option<u64>,
+    /// No `claude` task starts before: the provider's quota is used up. `CLOCK_MONOTONIC` in milliseconds, 0 for never.
+    pub quota_until_ms: u64,
+    /// How often in a row it was found used up.
+    pub quota_strikes: u32,
     index: HashMap<TaskId, usize>,
     dependents: Vec<Vec<usize>>,
     priorities: Vec<i64>,
     tolerant: Vec<bool>,
+    claude: Vec<bool>,
 }
 
 impl State {
@@ -112,7 +140,7 @@ impl State {
         let index: HashMap<TaskId, usize> = plan.tasks.iter().enumerate().map(|(i, t)| (t.id.clone(), i)).collect();
         let mut dependents = vec![Vec::new(); plan.tasks.len()];
         let mut tasks = Vec::with_capacity(plan.tasks.len());
-        let mut ready = BTreeSet::new();
+        let (mut ready, mut ready_claude) = (BTreeSet::new(), BTreeSet::new());
         // Higher priority first, and the set's smallest element is taken first.
         let priorities: Vec<i64> = plan.tasks.iter().map(|t| -i64::from(t.priority)).collect();
         for (i, task) in plan.tasks.iter().enumerate() {
@@ -121,7 +149,8 @@ impl State {
                 dependents[need].push(i);
             }
             if needs.is_empty() {
-                ready.insert((priorities[i], i));
+                let queue = if task.claude().is_some() { &mut ready_claude } else { &mut ready };
+                queue.insert((priorities[i], i));
             }
             tasks.push(TaskState {
                 phase: if needs.is_empty() { Phase::Ready } else { Phase::Waiting },
@@ -143,6 +172,8 @@ impl State {
                 started: None,
                 ended: None,
                 usage: Usage::default(),
+                charged_usd: 0.0,
+                refusals: 0,
             });
         }
         State {
@@ -150,6 +181,7 @@ impl State {
             unstarted: tasks.len(),
             tasks,
             ready,
+            ready_claude,
             retrying: BTreeSet::new(),
             doomed: BTreeMap::new(),
             cancels: BTreeSet::new(),
@@ -160,10 +192,15 @@ impl State {
             trace: String::new(),
             max_workers: plan.limits.max_workers,
             spent_usd: 0.0,
+            charged_usd: 0.0,
+            claude_since_ms: None,
+            quota_until_ms: 0,
+            quota_strikes: 0,
             index,
             dependents,
             priorities,
             tolerant: plan.tasks.iter().map(|t| t.allow_failure).collect(),
+            claude: plan.tasks.iter().map(|t| t.claude().is_some()).collect(),
         }
     }
 
@@ -175,6 +212,16 @@ impl State {
     /// The tasks that need task `i` directly.
     pub fn dependents_of(&self, i: usize) -> &[usize] {
         &self.dependents[i]
+    }
+
+    /// Whether task `i` starts a headless client.
+    pub fn is_claude(&self, i: usize) -> bool {
+        self.claude[i]
+    }
+
+    /// `claude` tasks that run.
+    pub fn running_claude(&self) -> usize {
+        self.running.iter().filter(|&&i| self.claude[i]).count()
     }
 
     /// Applies the next event. Events must come in the order of the log, each once.
@@ -190,7 +237,7 @@ impl State {
         }
         let Some(i) = event.task.as_ref().and_then(|t| self.index_of(t)) else { return };
         match &event.body {
-            Body::Started(p) => self.begin(i, event, p.mono_ms),
+            Body::Started(p) => self.begin(i, event, p),
             Body::Spawned(process) => {
                 if let Some(open) = self.open_attempt(i, event) {
                     open.process = Some(process.clone());
@@ -216,12 +263,15 @@ impl State {
                 if self.open_attempt(i, event).is_none() {
                     return;
                 }
+                if self.open_since(i).is_some_and(|since| self.claude[i] && since >= self.quota_until_ms) {
+                    self.quota_strikes = 0;
+                }
                 let task = &mut self.tasks[i];
                 task.exit = Some(p.exit);
                 task.duration_ms = Some(p.duration_ms);
                 task.result.clone_from(&p.result);
                 task.line.clone_from(&p.summary);
-                self.charge(i, p.usage);
+                self.charge(i, p.usage, true);
                 self.close(i, event, Phase::Done);
                 self.satisfy_dependents(i);
             }
@@ -253,8 +303,11 @@ impl State {
         }
     }
 
-    fn begin(&mut self, i: usize, event: &Event, since_ms: u64) {
+    fn begin(&mut self, i: usize, event: &Event, p: &Started) {
         self.leave_queues(i);
+        if self.claude[i] {
+            self.claude_since_ms = Some(p.mono_ms);
+        }
         let task = &mut self.tasks[i];
         let number = event.attempt.unwrap_or(task.attempts.saturating_add(1));
         task.phase = Phase::Running;
@@ -272,8 +325,9 @@ impl State {
             number,
             token: event.seq,
             worker: event.worker.unwrap_or(WorkerNo(0)),
-            since_ms,
+            since_ms: p.mono_ms,
             process: None,
+            budget_usd: p.budget_usd,
         });
         self.running.insert(i);
     }
@@ -284,11 +338,28 @@ impl State {
         self.tasks[i].open.as_mut().filter(|open| event.attempt == Some(open.number))
     }
 
+    fn open_since(&self, i: usize) -> Option<u64> {
+        self.tasks[i].open.as_ref().map(|open| open.since_ms)
+    }
+
+    /// Takes note that the quota is used up. Of several attempts that began before the first of them was refused, only
+    /// that one counts.
+    fn run_dry(&mut self, i: usize, until_ms: u64) {
+        if self.open_since(i).is_some_and(|since| since >= self.quota_until_ms) {
+            self.quota_strikes = self.quota_strikes.saturating_add(1);
+        }
+        self.quota_until_ms = self.quota_until_ms.max(until_ms);
+        self.tasks[i].refusals = self.tasks[i].refusals.saturating_add(1);
+    }
+
     fn end_attempt(&mut self, i: usize, event: &Event, p: &Ended, phase: Phase) {
         let was_open = self.open_attempt(i, event).is_some();
         // A task that never began can be cancelled; everything else speaks of an open attempt.
         if !was_open && (phase != Phase::Cancelled || event.attempt.is_some() || self.tasks[i].phase.is_final()) {
             return;
+        }
+        if let Some(until) = p.quota_until.filter(|_| was_open) {
+            self.run_dry(i, until);
         }
         let task = &mut self.tasks[i];
         task.exit = p.exit;
@@ -302,10 +373,14 @@ impl State {
                     task.crashes.remove(0);
                 }
             }
+            // What the provider refuses is not the task's failure, unless that does not end.
+            Phase::Failed if p.quota_until.is_some() && task.refusals <= MAX_REFUSALS => {}
             Phase::Failed | Phase::TimedOut => task.failures = task.failures.saturating_add(1),
             _ => {}
         }
-        self.charge(i, p.usage);
+        // One that never had a process has spent nothing.
+        let never_ran = phase == Phase::Failed && p.exit.is_none() && p.signal.is_none();
+        self.charge(i, p.usage, never_ran);
         if p.will_retry {
             self.leave_queues(i);
             let task = &mut self.tasks[i];
@@ -325,7 +400,15 @@ impl State {
         }
     }
 
-    fn charge(&mut self, i: usize, usage: Option<Usage>) {
+    /// Adds up what an attempt has cost. `told`: it had the time to say so.
+    fn charge(&mut self, i: usize, usage: Option<Usage>, told: bool) {
+        let task = &mut self.tasks[i];
+        let said = usage.map_or(0.0, |u| u.cost_usd);
+        let silent = !told && usage.is_none_or(|u| u.turns > 0 && u.cost_usd <= 0.0);
+        let kept = task.open.as_ref().and_then(|open| open.budget_usd);
+        let charged = kept.filter(|_| silent).unwrap_or(said);
+        task.charged_usd += charged;
+        self.charged_usd += charged;
         if let Some(u) = usage {
             let sum = &mut self.tasks[i].usage;
             sum.turns = sum.turns.saturating_add(u.turns);
@@ -354,7 +437,8 @@ impl State {
                 self.running.remove(&i);
             }
             Phase::Ready => {
-                self.ready.remove(&(self.priorities[i], i));
+                let queue = if self.claude[i] { &mut self.ready_claude } else { &mut self.ready };
+                queue.remove(&(self.priorities[i], i));
                 self.unstarted -= 1;
             }
             Phase::Retrying => {
@@ -373,7 +457,8 @@ impl State {
             task.unmet = task.unmet.saturating_sub(1);
             if task.unmet == 0 && task.phase == Phase::Waiting {
                 task.phase = Phase::Ready;
-                self.ready.insert((self.priorities[d], d));
+                let queue = if self.claude[d] { &mut self.ready_claude } else { &mut self.ready };
+                queue.insert((self.priorities[d], d));
             }
         }
     }
@@ -392,14 +477,14 @@ impl State {
 mod tests {
     use super::*;
     use crate::logic::simulation::{plan, task};
-    use crate::model::event::{Draft, Started};
+    use crate::model::event::Draft;
 
     #[test]
     fn the_largest_numbers_that_a_line_can_hold_are_no_fault() {
         let plan = plan(vec![task("a")]);
         let id = &plan.tasks[0].id;
         let process = || Process { pid: 1, start_time: 1, boot_id: String::new() };
-        let started = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: u64::MAX });
+        let started = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: u64::MAX, budget_usd: None });
         let usage = Usage { turns: u64::MAX, tokens: u64::MAX, cost_usd: 1.0 };
         let failed = || {
             Body::Failed(Ended { will_retry: true, retry_at: Some(u64::MAX), usage: Some(usage), ..Ended::default() })

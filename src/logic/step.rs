@@ -186,6 +186,12 @@ fn record<L: Ledger>(
         Ended { will_retry: retry_at.is_some(), retry_at, mono_ms, ..ended.clone() }
     };
     let body = match &ending.body {
+        Body::Failed(ended @ Ended { quota_until: Some(told), .. }) => {
+            let until = sched::quota_until(ledger.state(), id.index, *told, facts);
+            let retry_at = sched::retry_after_refusal(ledger.state(), plan, id.index, until, facts);
+            let quota_until = Some(until);
+            Body::Failed(Ended { will_retry: retry_at.is_some(), retry_at, quota_until, ..ended.clone() })
+        }
         Body::Failed(ended) => Body::Failed(again(ended)),
         Body::TimedOut(ended) => Body::TimedOut(again(ended)),
         Body::Lost(ended) => {
@@ -254,7 +260,8 @@ fn claim<L: Ledger>(
     };
     let Some((index, number)) = next else { return Ok(None) };
     let task = &plan.tasks[index];
-    let started = Started { cwd: cwd(index), title: task.label(), mono_ms: facts.now_ms };
+    let budget_usd = sched::claude_budget(state, plan, index);
+    let started = Started { cwd: cwd(index), title: task.label(), mono_ms: facts.now_ms, budget_usd };
     let token = ledger.emit(Draft::attempt(Some(slot.me), &task.id, number, Body::Started(started)))?;
     Ok(Some(AttemptId { index, number, token }))
 }
@@ -290,7 +297,7 @@ mod tests {
         let mut page = Page(State::new(&plan), Vec::new());
         let Ok(_) = page.emit(Draft::run(run_started(&plan, "boot")));
         let Ok(()) = enlist(&mut page, me, &process);
-        let started = Started { cwd: "/".into(), title: None, mono_ms: 1 };
+        let started = Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None };
         let Ok(token) = page.emit(Draft::attempt(Some(me), &plan.tasks[0].id, 1, Body::Started(started)));
         let facts = Facts { now_ms: 2, boot_id: "boot", dead: &[] };
         let id = AttemptId { index: 0, number: 1, token };

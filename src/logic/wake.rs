@@ -178,7 +178,7 @@ fn offer(after: &State) -> Offer {
         return Offer::default();
     }
     let room = (after.max_workers as usize).saturating_sub(after.running.len());
-    Offer { idle: idle(after), wanted: (after.ready.len() + after.retrying.len()).min(room) }
+    Offer { idle: idle(after), wanted: (after.ready.len() + after.ready_claude.len() + after.retrying.len()).min(room) }
 }
 
 /// Workers without an attempt.
@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn started_by(worker: u32, task: &str) -> Draft {
-        let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 0 });
+        let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 0, budget_usd: None });
         Draft::attempt(Some(WorkerNo(worker)), &id(task), 1, body)
     }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::base::ids::{RunId, TaskId};
-use crate::model::config::{Settings, default_workers, header, settings};
+use crate::model::config::{Settings, default_claude, default_workers, header, settings};
 use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft};
 use crate::model::glob::{self, Glob};
 use crate::model::json::{self, MAX_BYTES, Node, Problem, Report, excerpt, path_of};
@@ -20,7 +20,8 @@ pub const PLAN_OWN: &[&str] = &["run", "session", "rule", "from", "orphan_grace"
 /// Keys of a plan that belong to the format, but not to this version.
 pub const PLAN_LATER: &[&str] = &["resources", "signals", "votes"];
 /// Keys of a plan's `limits`.
-pub const PLAN_LIMIT_KEYS: &[&str] = &["max_workers", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
+pub const PLAN_LIMIT_KEYS: &[&str] =
+    &["max_workers", "max_claude", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
 /// Keys of a plan's `conductor`.
 pub const PLAN_CONDUCTOR_KEYS: &[&str] = &["on_claimed", "wait", "gate", "hold", "news_chars", "worker_text"];
 
@@ -152,8 +153,9 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         MadeMerge { from, merge: merge_of(m), needs }
     });
     let (tasks, merge) = link("$", made, merges.collect(), &mut r);
-    let claude = tasks.iter().any(|t| matches!(t.action, Action::Claude(_)));
+    let claude = tasks.iter().any(|t| t.claude().is_some());
     let workers = default_workers(defaults.machine.cores, defaults.machine.mem_mib, claude);
+    let at_once = claude.then(|| default_claude(defaults.machine.mem_mib));
     r.finish(Plan {
         version: VERSION,
         run,
@@ -161,7 +163,7 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         rule: None,
         from: None,
         orphan_grace: None,
-        limits: settings.run_limits(workers),
+        limits: settings.run_limits(workers, at_once),
         durability: settings.durability(),
         conductor: settings.conductor(),
         tasks,

@@ -25,10 +25,18 @@ pub const LATER: &[&str] = &["resources"];
 pub const USER_KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "runs_dir"];
 /// Keys of `limits`.
 pub const LIMIT_KEYS: &[&str] =
-    &["max_workers", "max_runs", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
+    &["max_workers", "max_claude", "max_runs", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
 /// Keys of the user-wide config's `limits`.
-pub const USER_LIMIT_KEYS: &[&str] =
-    &["max_workers", "user_workers", "max_runs", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
+pub const USER_LIMIT_KEYS: &[&str] = &[
+    "max_workers",
+    "max_claude",
+    "user_workers",
+    "max_runs",
+    "task_timeout",
+    "run_timeout",
+    "retries",
+    "max_budget_usd",
+];
 /// Keys of `conductor`.
 pub const CONDUCTOR_KEYS: &[&str] = &["on_claimed", "wait", "gate", "hold", "wake", "news_chars", "worker_text"];
 /// Keys of a rule.
@@ -59,6 +67,8 @@ pub struct Settings {
     pub max_workers: Option<u32>,
     /// Workers at the same time over all runs of the user, at most, beside the first of each run. The user's own config only.
     pub user_workers: Option<u32>,
+    /// `claude` tasks of a run at the same time, at most.
+    pub max_claude: Option<u32>,
     /// Active runs in a project, at most.
     pub max_runs: Option<u32>,
     /// How long one attempt may take where its task does not say.
@@ -108,6 +118,7 @@ impl Settings {
         Settings {
             max_workers: smaller(self.max_workers, wider.max_workers),
             user_workers: smaller(self.user_workers, wider.user_workers),
+            max_claude: smaller(self.max_claude, wider.max_claude),
             max_runs: smaller(self.max_runs, wider.max_runs),
             task_timeout: shorter(self.task_timeout, wider.task_timeout),
             run_timeout: shorter(self.run_timeout, wider.run_timeout),
@@ -124,10 +135,12 @@ impl Settings {
         }
     }
 
-    /// Bounds of a run; `default_workers` as [`default_workers`] computes it.
-    pub fn run_limits(&self, default_workers: u32) -> Limits {
+    /// Bounds of a run; `default_workers` and `default_claude` as the functions of these names compute them, the latter
+    /// only for a run that has `claude` tasks.
+    pub fn run_limits(&self, default_workers: u32, default_claude: Option<u32>) -> Limits {
         Limits {
             max_workers: self.max_workers.unwrap_or(default_workers),
+            max_claude: default_claude.map(|fit| self.max_claude.unwrap_or(fit)),
             run_timeout: self.run_timeout.unwrap_or(Limit(Some(Span::from_secs(4 * 3600)))),
             max_budget_usd: self.max_budget_usd,
         }
@@ -186,6 +199,10 @@ pub fn default_workers(cores: usize, mem_mib: u64, claude_tasks: bool) -> u32 {
 /// With `"orphans": "cancel"`, how long a run goes on without its client: whoever resumes the session within that time keeps
 /// it.
 pub const ORPHAN_GRACE: Span = Span::from_secs(60);
+/// `claude` tasks at the same time where no config says: as many as the memory carries, each being taken for 400 MiB.
+pub fn default_claude(mem_mib: u64) -> u32 {
+    u32::try_from(mem_mib / 400).unwrap_or(256).clamp(1, 256)
+}
 
 /// The user-wide config: settings without rules.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -425,6 +442,7 @@ pub(super) fn settings(n: &Node<'_>, r: &mut Report, limit_keys: &[&str], conduc
     {
         out.max_workers = n.field("max_workers", r, |n, r| n.integer(r, 1..=256));
         out.user_workers = n.field("user_workers", r, |n, r| n.integer(r, 1..=4096));
+        out.max_claude = n.field("max_claude", r, |n, r| n.integer(r, 1..=256));
         out.max_runs = n.field("max_runs", r, |n, r| n.integer(r, 1..=64));
         out.task_timeout = n.field("task_timeout", r, json::limit);
         out.run_timeout = n.field("run_timeout", r, json::limit);
@@ -777,7 +795,7 @@ mod tests {
             (
                 task(|t| {
                     *t = json!({"id": "a-1", "claude": {"prompt": "p {{itm}}", "model": "-x", "tools": ["", "--y"],
-                "max_turns": 0, "max_budget_usd": -1, "schema": [], "mode": "x"}});
+                "max_turns": 0, "max_budget_usd": -1, "schema": [], "mode": "x", "permission_mode": "bypassPermissions"}});
                 }),
                 {
                     let keys = [
@@ -786,6 +804,7 @@ mod tests {
                         ".model",
                         ".tools[0]",
                         ".tools[1]",
+                        ".permission_mode",
                         ".max_turns",
                         ".max_budget_usd",
                         ".schema",
@@ -865,7 +884,10 @@ mod tests {
             "conductor": {"gate": "off", "wake": false}}"#;
         let user = user_config(user.as_bytes()).unwrap();
         let s = check(project.as_bytes()).unwrap().with_user_defaults(&user).settings;
-        assert_eq!((s.run_limits(64).max_workers, s.retries(), s.run_limits(64).max_budget_usd), (3, 2, Some(2.5)));
+        assert_eq!(
+            (s.run_limits(64, None).max_workers, s.retries(), s.run_limits(64, None).max_budget_usd),
+            (3, 2, Some(2.5))
+        );
         assert_eq!(s.task_timeout(), Limit(Some(Span::from_secs(3600))));
         assert_eq!((s.conductor().gate, s.wake(), s.max_runs()), (Gate::Block, false, 4));
         assert_eq!(user_config(br#"{"version": 1, "rules": []}"#).unwrap_err()[0].path, "$.rules");
@@ -875,8 +897,8 @@ mod tests {
     fn defaults_are_the_documented_ones() {
         let s = check(br#"{"version": 1}"#).unwrap().settings;
         assert_eq!(s.conductor(), Conductor::default());
-        assert_eq!(s.run_limits(7).max_workers, 7);
-        assert_eq!(s.run_limits(7).run_timeout, Limit(Some(Span::from_secs(14_400))));
+        assert_eq!(s.run_limits(7, None).max_workers, 7);
+        assert_eq!(s.run_limits(7, None).run_timeout, Limit(Some(Span::from_secs(14_400))));
         assert_eq!(s.task_timeout(), Limit(Some(Span::from_secs(1800))));
         assert_eq!((s.max_runs(), s.retries(), s.wake(), s.durability()), (4, 0, true, Durability::Process));
     }
@@ -896,6 +918,16 @@ mod tests {
         ] {
             assert_eq!(default_workers(cores, mem, claude), want, "{cores} cores, {mem} MiB, claude {claude}");
         }
+    }
+
+    #[test]
+    fn clients_follow_memory() {
+        for (mem, want) in [(128, 1), (1024, 2), (16_384, 40), (u64::MAX, 256)] {
+            assert_eq!(default_claude(mem), want, "{mem} MiB");
+        }
+        let settings = Settings { max_claude: Some(3), ..Settings::default() };
+        assert_eq!(settings.run_limits(4, Some(40)).max_claude, Some(3));
+        assert_eq!(settings.run_limits(4, None).max_claude, None, "a plan without clients");
     }
 
     /// Any JSON near a config's shape.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::base::span::Limit;
 use crate::base::text::one_line;
 use crate::model::config::{Config, ForEach, Rule};
-use crate::model::plan::{Action, Isolate, Plan};
+use crate::model::plan::{Action, Isolate, PermissionMode, Plan};
 
 /// What would be executed, and when, is shown whole before it is approved: what is cut could be what matters.
 const ALL: usize = usize::MAX;
@@ -163,6 +163,9 @@ fn action_text(action: &Action, max: usize, out: &mut String) {
             let tools =
                 if c.tools.is_empty() { "none beyond what needs no permission".to_owned() } else { c.tools.join(", ") };
             line(out, "  with tools", &tools, max);
+            if c.permission_mode != PermissionMode::Default {
+                line(out, "  in mode", c.permission_mode.name(), max);
+            }
             let mut bounds = Vec::new();
             bounds.extend(c.model.as_ref().map(|m| format!("model {m}")));
             bounds.extend(c.max_turns.map(|n| format!("at most {n} turns")));

@@ -9,7 +9,7 @@ use crate::base::ids::check_id;
 use crate::base::span::Limit;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Report, excerpt};
-use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate};
+use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate, PermissionMode};
 use crate::model::template;
 
 /// Keys of a task.
@@ -36,7 +36,8 @@ pub const TASK_KEYS: &[&str] = &[
 pub const TASK_LATER: &[&str] = &["resources", "critical", "signals"];
 
 /// Keys of a task's `claude`.
-pub const CLAUDE_KEYS: &[&str] = &["prompt", "model", "tools", "max_turns", "max_budget_usd", "schema"];
+pub const CLAUDE_KEYS: &[&str] =
+    &["prompt", "model", "tools", "permission_mode", "max_turns", "max_budget_usd", "schema"];
 
 /// Keys of a task's `backoff`.
 pub const BACKOFF_KEYS: &[&str] = &["initial", "max", "factor"];
@@ -395,10 +396,27 @@ fn claude_task(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<ClaudeTask>
     };
     let model = n.field("model", r, plain);
     let tools = n.field("tools", r, |n, r| Some(n.array(r).filter_map(|n| plain(&n, r)).collect::<Vec<_>>()));
+    let permission_mode = n.field("permission_mode", r, permission_mode).unwrap_or_default();
     let max_turns = n.field("max_turns", r, |n, r| n.integer(r, 1..=10_000));
     let max_budget_usd = n.field("max_budget_usd", r, json::positive);
-    let schema = n.field("schema", r, |n, r| n.object(r).then(|| n.value().clone()));
-    Some(ClaudeTask { prompt: prompt?, model, tools: tools.unwrap_or_default(), max_turns, max_budget_usd, schema })
+    let schema = n.field("schema", r, |n, r| {
+        if n.value().to_string().len() > MAX_STRING {
+            n.wrong(r, "is longer than a program can be given");
+        }
+        n.object(r).then(|| n.value().clone())
+    });
+    let tools = tools.unwrap_or_default();
+    Some(ClaudeTask { prompt: prompt?, model, tools, permission_mode, max_turns, max_budget_usd, schema })
+}
+
+/// Bypassing all permissions is refused: the prompt may hold words that nobody has approved, and nobody watches.
+fn permission_mode(n: &Node<'_>, r: &mut Report) -> Option<PermissionMode> {
+    if n.value().as_str() == Some("bypassPermissions") {
+        let what = "\"bypassPermissions\" would let the text of a prompt do anything as you, with nobody watching";
+        n.wrong_hint(r, what, "name what it needs in \"tools\": [\"Edit\", \"Bash(make test)\"]");
+        return None;
+    }
+    n.choice(r, PermissionMode::NAMES)
 }
 
 /// Reads `needs`; what they name is resolved later, when all ids are known.

@@ -219,7 +219,7 @@ pub struct Reason {
 }
 
 /// Payload of `started`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Started {
     /// Where the task runs.
     pub cwd: String,
@@ -229,6 +229,9 @@ pub struct Started {
     /// `CLOCK_MONOTONIC` in milliseconds; the attempt's time limit counts from here.
     #[serde(default)]
     pub mono_ms: u64,
+    /// What a `claude` task may spend in this attempt, in US dollars: so much of the run's budget is kept for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_usd: Option<f64>,
 }
 
 /// Payload of `progress`.
@@ -337,6 +340,10 @@ pub struct Ended {
     /// Bytes that were cut out of its output, which was too long.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cut_bytes: u64,
+    /// The provider refused for want of quota, which is not the task's failure: until then no `claude` task of the run
+    /// starts. `CLOCK_MONOTONIC` in milliseconds, on the run's boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_until: Option<u64>,
 }
 
 /// Payload of `skipped`.

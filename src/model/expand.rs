@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::base::ids::{MAX_ID, RunId, SessionId, TaskId, fold_id};
 use crate::model::check::{Defaults, Made, MadeMerge, Need, link, task_of};
-use crate::model::config::{ForEach, Rule, Settings, default_workers};
+use crate::model::config::{ForEach, Rule, Settings, default_claude, default_workers};
 use crate::model::draft::{ITEM_NAMES, MAX_STRING, MergeDraft, TaskDraft};
 use crate::model::glob;
 use crate::model::json::{MAX_BYTES, Problem, Report, path_of};
@@ -180,8 +180,9 @@ pub fn expand(
     let prompt = m.prompt.replace('\0', "");
     let items = items(m);
     let (tasks, merge) = build(m.rule, &items, &prompt, m.prompt_file, defaults.settings, &mut r);
-    let claude = tasks.iter().any(|t| matches!(t.action, Action::Claude(_)));
+    let claude = tasks.iter().any(|t| t.claude().is_some());
     let workers = default_workers(defaults.machine.cores, defaults.machine.mem_mib, claude);
+    let at_once = claude.then(|| default_claude(defaults.machine.mem_mib));
     r.finish(Plan {
         version: VERSION,
         run,
@@ -189,7 +190,7 @@ pub fn expand(
         rule: Some(m.rule.name.clone()),
         from: None,
         orphan_grace: None,
-        limits: defaults.settings.run_limits(workers),
+        limits: defaults.settings.run_limits(workers, at_once),
         durability: defaults.settings.durability(),
         conductor: defaults.settings.conductor(),
         tasks,

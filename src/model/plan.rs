@@ -75,7 +75,10 @@ pub struct Limits {
     pub max_workers: u32,
     /// How long the run may take.
     pub run_timeout: Limit,
-    /// Stop starting tasks once this much was spent, in US dollars.
+    /// `claude` tasks that run at the same time, at most; as many as workers where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_claude: Option<u32>,
+    /// What the run's `claude` tasks may spend together, in US dollars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_budget_usd: Option<f64>,
 }
@@ -197,6 +200,14 @@ pub struct Task {
 }
 
 impl Task {
+    /// The headless client that it starts, if it does.
+    pub fn claude(&self) -> Option<&ClaudeTask> {
+        match &self.action {
+            Action::Claude(claude) => Some(claude),
+            Action::Run(_) | Action::Shell(_) => None,
+        }
+    }
+
     /// What people call it instead of its id: its title, or the item it was made from. At most 200 characters of it.
     pub fn label(&self) -> Option<String> {
         let label = self.title.as_ref().or(self.item.as_ref())?;
@@ -245,6 +256,9 @@ pub struct ClaudeTask {
     /// Tools it may use without asking, as `--allowedTools` takes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
+    /// What it may do beside that.
+    #[serde(default, skip_serializing_if = "PermissionMode::is_default")]
+    pub permission_mode: PermissionMode,
     /// Model turns, at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_turns: Option<u32>,
@@ -254,6 +268,41 @@ pub struct ClaudeTask {
     /// A JSON schema that its answer must fit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<serde_json::Value>,
+}
+
+/// The client's permission modes that make sense where nobody can be asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PermissionMode {
+    /// What would have to be asked is refused.
+    #[default]
+    Default,
+    /// Files of the project may be changed as well.
+    AcceptEdits,
+    /// Nothing may be changed.
+    Plan,
+    /// Everything that is not allowed by name is refused.
+    DontAsk,
+}
+
+impl PermissionMode {
+    /// The modes by the client's names for them.
+    pub const NAMES: &[(&str, PermissionMode)] = &[
+        ("default", PermissionMode::Default),
+        ("acceptEdits", PermissionMode::AcceptEdits),
+        ("plan", PermissionMode::Plan),
+        ("dontAsk", PermissionMode::DontAsk),
+    ];
+
+    /// The client's name for it.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, mode)| *mode == self).map_or("default", |(name, _)| name)
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+    fn is_default(&self) -> bool {
+        *self == PermissionMode::Default
+    }
 }
 
 /// Pause before a further attempt.

@@ -184,7 +184,8 @@ fn limits(config: bool) -> Vec<(&'static str, Value)> {
         ("task_timeout", limit("How long an attempt may take where its task does not say. Default 30m.")),
         ("run_timeout", limit("How long a run may take. Default 4h.")),
         ("retries", integer(0, 100, "Further attempts where a task does not say. Default 0.")),
-        ("max_budget_usd", positive("US dollars after which no task is started. Default: no limit.")),
+        ("max_claude", integer(1, 256, "claude tasks of a run at the same time. Default: as many as memory carries.")),
+        ("max_budget_usd", positive("US dollars that the claude tasks of a run may spend. Default: no limit.")),
     ]);
     out
 }
@@ -300,8 +301,15 @@ fn claude() -> Value {
             ("prompt", text("The prompt.")),
             ("model", text("The model; the client's default where absent.")),
             ("tools", list(json!({"type": "string"}), "Tools it may use without asking.")),
+            (
+                "permission_mode",
+                words(
+                    &["default", "acceptEdits", "plan", "dontAsk"],
+                    "What it may do beside the tools named: refuse what would have to be asked, change files of the project as well, change nothing, nothing that is not named. Default default.",
+                ),
+            ),
             ("max_turns", integer(1, 10_000, "Model turns.")),
-            ("max_budget_usd", positive("US dollars.")),
+            ("max_budget_usd", positive("US dollars, all attempts together.")),
             ("schema", json!({"type": "object", "description": "A JSON schema that its answer must fit."})),
         ],
         &["prompt"],

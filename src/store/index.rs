@@ -288,7 +288,7 @@ mod tests {
     }
 
     fn started() -> Body {
-        Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1 })
+        Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None })
     }
 
     fn process() -> Process {

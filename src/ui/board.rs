@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn every_worker_has_a_line_that_fits_the_terminal() {
         let plan = plan();
-        let begin = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000 });
+        let begin = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000, budget_usd: None });
         let half = Body::Progress(Progress { percent: Some(50), note: Some("x".repeat(500)), ..Progress::default() });
         let state = at(&plan, &[("slow", begin()), ("fast", begin()), ("fast", half)]);
         let shown = lines(&state, &plan, frame(80, 24));
@@ -241,7 +241,10 @@ mod tests {
         let said = Body::Progress(Progress { eta_s: Some(30), ..Progress::default() });
         let state = at(
             &plan,
-            &[("fast", Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000 })), ("fast", said)],
+            &[
+                ("fast", Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000, budget_usd: None })),
+                ("fast", said),
+            ],
         );
         assert_eq!(eta_s(&state.tasks[0], 10_000, 1_767_323_045_000 + 2000), Some(28));
         assert_eq!(eta_s(&state.tasks[0], 90_000, 1_767_323_045_000 + 60_000), Some(0));

@@ -272,7 +272,7 @@ fn plan(tasks: Vec<Task>, session: &str) -> Plan {
         rule: Some("sources".into()),
         from: None,
         orphan_grace: None,
-        limits: Limits { max_workers: 4, run_timeout: Limit(None), max_budget_usd: None },
+        limits: Limits { max_workers: 4, max_claude: None, run_timeout: Limit(None), max_budget_usd: None },
         durability: Durability::Process,
         conductor: Conductor::default(),
         tasks,
@@ -281,7 +281,7 @@ fn plan(tasks: Vec<Task>, session: &str) -> Plan {
 }
 
 fn started(task: &Task) -> Body {
-    Body::Started(Started { cwd: "/home/user/project".into(), title: task.label(), mono_ms: 1000 })
+    Body::Started(Started { cwd: "/home/user/project".into(), title: task.label(), mono_ms: 1000, budget_usd: None })
 }
 
 fn progress(n: u64) -> Body {

@@ -241,7 +241,12 @@ pub(super) fn every_kind() -> Vec<Draft> {
     vec![
         Draft::run(run_started(&plan(vec![task("task-a")]), "boot")),
         Draft::worker(me, Body::WorkerStarted(process())),
-        attempt(Body::Started(Started { cwd: "/somewhere".into(), title: Some("A title".into()), mono_ms: 7 })),
+        attempt(Body::Started(Started {
+            cwd: "/somewhere".into(),
+            title: Some("A title".into()),
+            mono_ms: 7,
+            budget_usd: None,
+        })),
         attempt(Body::Spawned(process())),
         attempt(Body::Progress(Progress {
             percent: Some(40),
