@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 
 #[cfg(test)]
+#[expect(dead_code, reason = "the harness serves several test crates")]
 mod support;
 
 use std::net::TcpStream;

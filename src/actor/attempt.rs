@@ -6,10 +6,13 @@
 //!    └──deadline, cancel, fence──→ ending ──nobody left──→ over
 //! ```
 //!
+//! A client that is ended is interrupted first (`asking`): then it says what it has spent.
+//!
 //! It knows nothing of the log: the worker writes the events.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +20,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::actor::claude::{self, Stream};
+use crate::actor::claude::{self, Call, Stream, Trouble};
 use crate::actor::isolate::Isolated;
 use crate::actor::{environ, git, outcome};
 use crate::base::env;
@@ -26,12 +29,12 @@ use crate::base::text;
 use crate::logic::state::State;
 use crate::logic::step::{AttemptId, Ending};
 use crate::model::event::{Body, Done, Ended, Process, Progress, ResultFile, Usage};
-use crate::model::plan::{Action, Plan, Task};
+use crate::model::plan::{Action, ClaudeTask, Plan, Task};
 use crate::store::home;
 use crate::store::run::{self, RunDir};
 use crate::sys::clock;
 use crate::sys::dir::Dir;
-use crate::sys::process;
+use crate::sys::process::{self, Signal};
 use crate::sys::spawn::{self, Exit, TaskSpawn};
 use crate::sys::spool;
 use crate::sys::tree::{self, Ladder, Target};
@@ -41,6 +44,12 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// What processes that a task left behind get: it has ended, and nothing waits for them.
 const GRACE_LEFT: Duration = Duration::from_millis(200);
+
+/// How long of that a client has for saying what it has spent, before everything below it is ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The farthest that a provider's word about its quota is believed, in milliseconds: a week and a day.
+const FARTHEST_MS: u64 = 8 * 24 * 3600 * 1000;
 
 /// How often a client's stream is looked at, in milliseconds.
 const STREAM_MS: u64 = 500;
@@ -63,6 +72,8 @@ pub enum Why {
 enum Stage {
     Running,
     Sweeping(Ladder, Exit),
+    /// Interrupted; until then it may speak.
+    Asking(u64, Why),
     Ending(Ladder, Why),
     Over,
 }
@@ -84,6 +95,21 @@ pub struct Attempt {
     /// Bytes of its output that are gone.
     cut_bytes: u64,
     isolated: Option<Isolated>,
+}
+
+/// Why an attempt has no process.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// For people.
+    pub reason: String,
+    /// Whether trying again could help.
+    pub retryable: bool,
+}
+
+impl From<String> for NotStarted {
+    fn from(reason: String) -> Self {
+        NotStarted { reason, retryable: true }
+    }
 }
 
 /// The files of an attempt.
@@ -180,8 +206,8 @@ impl Ground {
 }
 
 impl Attempt {
-    /// Makes the files and starts the process. The error is the reason of the attempt's failure, for people.
-    pub fn start(making: Making<'_>, id: AttemptId, deadline_ms: Option<u64>) -> Result<Attempt, String> {
+    /// Makes the files and starts the process.
+    pub fn start(making: Making<'_>, id: AttemptId, deadline_ms: Option<u64>) -> Result<Attempt, NotStarted> {
         let Making { folder, plan, worker, .. } = making;
         let task = &plan.tasks[id.index];
         let name = format!("{}.{}", task.id, id.number);
@@ -197,17 +223,14 @@ impl Attempt {
         let needs_json = needs_of(making, task).to_string();
         logs.write_atomic(&needs, needs_json.as_bytes(), 0o600, false).map_err(failed("the file of needed results"))?;
 
-        let scratch = match &task.action {
-            Action::Claude(_) => Some(scratch_folder(folder, &name).map_err(failed("the client's folder"))?),
-            Action::Run(_) | Action::Shell(_) => None,
-        };
-        let stream = match &task.action {
-            Action::Claude(_) => {
-                let file = logs.open_read(&stdout_name).map_err(failed("the file for stdout"))?;
-                Some(Follow { file, offset: 0, stream: Stream::default() })
-            }
-            Action::Run(_) | Action::Shell(_) => None,
-        };
+        let (mut scratch, mut stream, mut stdin) = (None, None, None);
+        if let Some(claude) = task.claude() {
+            scratch = Some(scratch_folder(folder, &name).map_err(failed("the client's folder"))?);
+            let file = logs.open_read(&stdout_name).map_err(failed("the file for stdout"))?;
+            stream = Some(Follow { file, offset: 0, stream: Stream::of(claude) });
+            stdin =
+                Some(prompt_of(claude, &logs, &format!("{name}.prompt")).map_err(failed("the file with its prompt"))?);
+        }
         let out_path = scratch.clone().unwrap_or_else(|| out.path().to_owned());
         let prompt_file = folder.path().join(run::PROMPT);
         let exe = process::exe_path().ok();
@@ -226,21 +249,39 @@ impl Attempt {
             cpw_dir: exe.as_deref().and_then(Path::parent),
         };
         let mut environment = environ::build(std::env::vars_os(), task, &identity);
+        let ground = Ground::of(making, task, id.number, &mut environment)?;
+        let cwd = &ground.cwd;
         let argv: Vec<OsString> = match &task.action {
             Action::Run(argv) => argv.iter().map(OsString::from).collect(),
             Action::Shell(script) => vec!["sh".into(), "-c".into(), script.into()],
-            Action::Claude(c) => claude::argv(c, &out_path),
+            Action::Claude(task) => {
+                let budget_usd = making.state.tasks[id.index].open.as_ref().and_then(|open| open.budget_usd);
+                claude::argv(Call { task, out: &out_path, project: &folder.project, cwd, budget_usd })
+            }
         };
-        let ground = Ground::of(making, task, id.number, &mut environment)?;
-        let cwd = &ground.cwd;
         let path = environment.iter().find(|(n, _)| n == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
         let name = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
-        let process = spawn::resolve_program(name, &path, cwd, &folder.project).and_then(|program| {
-            spawn::spawn_task(TaskSpawn { program: &program, argv: &argv, env: &environment, cwd, stdout, stderr })
+        let program = match spawn::resolve_program(name, &path, cwd, &folder.project) {
+            Ok(program) => program,
+            Err(e) => {
+                let reason = ground.undo(e.reason);
+                let retryable = stream.is_none();
+                let reason = if retryable { reason } else { format!("Claude Code is not to be found: {reason}") };
+                return Err(NotStarted { reason, retryable });
+            }
+        };
+        let spawned = spawn::spawn_task(TaskSpawn {
+            program: &program,
+            argv: &argv,
+            env: &environment,
+            cwd,
+            stdin,
+            stdout,
+            stderr,
         });
-        let process = match process {
+        let process = match spawned {
             Ok(process) => process,
-            Err(e) => return Err(ground.undo(e.reason)),
+            Err(e) => return Err(ground.undo(e.reason).into()),
         };
         let mark = target(plan.run.as_str(), task.id.as_str(), id.number, Some(process.process().clone()));
         let now = clock::mono_ms();
@@ -280,9 +321,10 @@ impl Attempt {
     /// When to look again at the latest, `CLOCK_MONOTONIC` in milliseconds.
     pub fn next_look(&self) -> Option<u64> {
         let deadline = self.deadline_ms.filter(|_| matches!(self.stage, Stage::Running));
+        let asking = if let Stage::Asking(until, _) = self.stage { Some(until) } else { None };
         // Without pidfds its end has to be looked for.
         let blind = self.fd().is_none().then(|| clock::mono_ms() + 50);
-        [deadline, self.look_at_ms, blind].into_iter().flatten().min()
+        [deadline, asking, self.look_at_ms, blind].into_iter().flatten().min()
     }
 
     /// Names the processes below this one that are not the task's: the workers there are by now, also those that were
@@ -296,9 +338,16 @@ impl Attempt {
 
     /// Begins to end it, if that has not begun.
     pub fn end(&mut self, why: Why) {
-        if matches!(self.stage, Stage::Running) {
-            let grace = if why == Why::Fenced { Duration::ZERO } else { GRACE };
-            self.stage = Stage::Ending(Ladder::start(self.target.clone(), grace, clock::mono_ms()), why);
+        let now = clock::mono_ms();
+        let fenced = why == Why::Fenced;
+        if matches!(self.stage, Stage::Running) && self.stream.is_some() && !fenced {
+            // Gone already, or not ours to signal: the next look tells.
+            drop(process::signal(self.task.process(), Signal::SIGINT));
+            self.stage = Stage::Asking(now + millis(LAST_WORDS), why);
+            self.look_at_ms = Some(0);
+        } else if matches!(self.stage, Stage::Running) || fenced && matches!(self.stage, Stage::Asking(..)) {
+            let grace = if fenced { Duration::ZERO } else { GRACE };
+            self.stage = Stage::Ending(Ladder::start(self.target.clone(), grace, now), why);
             self.look_at_ms = Some(0);
         } else if why == Why::Fenced
             && let Stage::Ending(_, was) = &mut self.stage
@@ -331,8 +380,15 @@ impl Attempt {
                 Err(_) => self.stage = Stage::Sweeping(self.sweep(now), Exit::Code(-1)),
             }
         }
+        if let Stage::Asking(until, why) = self.stage {
+            // Whatever it has left behind has had its time.
+            let grace = if matches!(exited, Ok(None)) { GRACE.saturating_sub(LAST_WORDS) } else { GRACE_LEFT };
+            if now >= until || !matches!(exited, Ok(None)) {
+                self.stage = Stage::Ending(Ladder::start(self.target.clone(), grace, now), why);
+            }
+        }
         let (over, step) = match &mut self.stage {
-            Stage::Running | Stage::Over => (false, None),
+            Stage::Running | Stage::Asking(..) | Stage::Over => (false, None),
             Stage::Sweeping(ladder, _) | Stage::Ending(ladder, _) => match ladder.step(now) {
                 tree::Progress::Gone => (true, None),
                 tree::Progress::Waiting(at) => (false, Some(at)),
@@ -347,7 +403,7 @@ impl Attempt {
         let ending = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Sweeping(_, exit) => self.exited(exit, said, now),
             Stage::Ending(_, why) => self.ended(why, now),
-            Stage::Running | Stage::Over => return (progress, None),
+            Stage::Running | Stage::Asking(..) | Stage::Over => return (progress, None),
         };
         (progress, Some(self.conclude(ending)))
     }
@@ -395,8 +451,8 @@ impl Attempt {
         {
             let written = match &v.structured {
                 Some(value) => self.files.out.write_atomic("result.json", value.to_string().as_bytes(), 0o600, false),
-                None if v.text.is_empty() => Ok(()),
-                None => self.files.out.write_atomic("result.md", v.text.as_bytes(), 0o600, false),
+                None if v.answer.is_empty() => Ok(()),
+                None => self.files.out.write_atomic("result.md", v.answer.as_bytes(), 0o600, false),
             };
             if let Err(e) = written {
                 tracing::warn!(error = %e, "the client's answer could not be kept");
@@ -418,13 +474,15 @@ impl Attempt {
     fn exited(&mut self, exit: Exit, said: Option<&str>, now: u64) -> Ending {
         let (verdict, result) = self.collect();
         let duration_ms = self.duration(now);
-        let usage = verdict.as_ref().map(|v| v.usage);
-        let ok = match (&verdict, self.stream.is_some()) {
-            (Some(v), true) => v.ok,
-            (None, true) => false,
-            (_, false) => exit == Exit::Code(0),
+        let usage = self.usage();
+        let trouble = match (verdict, &self.stream) {
+            // What it wrote itself is its answer.
+            (Some(v), _) => v.trouble.filter(|t| !t.empty || result.as_ref().is_none_or(|r| r.bytes == 0)),
+            (None, Some(follow)) => Some(self.silence(follow, exit)),
+            (None, None) if exit == Exit::Code(0) => None,
+            (None, None) => Some(plain(self.how(exit))),
         };
-        if ok {
+        let Some(Trouble { reason, retryable, quota, .. }) = trouble else {
             let summary = said.map(ToOwned::to_owned).or_else(|| {
                 let Files { out, logs, stdout, .. } = &self.files;
                 outcome::summary(self.summary.as_deref(), out, result.as_ref(), logs, stdout)
@@ -433,19 +491,41 @@ impl Attempt {
             let body =
                 Body::Done(Done { exit, duration_ms, result, summary, usage, cut_bytes: self.cut_bytes, from: None });
             return Ending { body, retryable: false };
-        }
-        let retryable = verdict.as_ref().is_none_or(|v| v.retryable);
-        let reason = match (&verdict, exit) {
-            (Some(v), _) => text::one_line(&v.text, 300),
-            (None, Exit::Signal(s)) => format!("killed by signal {s}"),
-            (None, Exit::Code(c)) => match self.last_words() {
+        };
+        let quota_until = quota.map(|resets_at| quota_until(resets_at, now));
+        let cut_bytes = self.cut_bytes;
+        let body = Body::Failed(Ended { quota_until, cut_bytes, ..failure(exit, reason, duration_ms, result, usage) });
+        Ending { body, retryable }
+    }
+
+    /// What it cost so far, where that is known.
+    fn usage(&self) -> Option<Usage> {
+        self.stream.as_ref().map(|follow| follow.stream.usage())
+    }
+
+    /// Why a client has ended that has not said how.
+    fn silence(&self, follow: &Follow, exit: Exit) -> Trouble {
+        let reason = match exit {
+            Exit::Signal(s) => format!("the client was killed by signal {s}"),
+            Exit::Code(0) if follow.offset == 0 => "the client ended without doing anything".to_owned(),
+            Exit::Code(0) if !follow.stream.heard() => {
+                "what the client printed is not what Claude Code prints; is `claude` on PATH another program?"
+                    .to_owned()
+            }
+            Exit::Code(0) => "the client ended without a result".to_owned(),
+            Exit::Code(_) => format!("the client failed: {}", self.how(exit)),
+        };
+        plain(reason)
+    }
+
+    fn how(&self, exit: Exit) -> String {
+        match exit {
+            Exit::Signal(s) => format!("killed by signal {s}"),
+            Exit::Code(c) => match self.last_words() {
                 Some(words) => format!("exit {c}: {words}"),
                 None => format!("exit {c}"),
             },
-        };
-        let failed = failure(exit, reason, duration_ms, result, usage);
-        let body = Body::Failed(Ended { cut_bytes: self.cut_bytes, ..failed });
-        Ending { body, retryable }
+        }
     }
 
     /// The last line of stderr: most programs say there why they failed.
@@ -461,10 +541,10 @@ impl Attempt {
     }
 
     fn ended(&mut self, why: Why, now: u64) -> Ending {
-        let (verdict, result) = self.collect();
+        let (_, result) = self.collect();
         let exit = self.task.try_wait().ok().flatten().unwrap_or(Exit::Code(-1));
         let duration = self.duration(now);
-        let usage = verdict.map(|v| v.usage);
+        let usage = self.usage();
         let cut_bytes = self.cut_bytes;
         let ended =
             |reason: &str| Ended { cut_bytes, ..failure(exit, reason.to_owned(), duration, result.clone(), usage) };
@@ -475,6 +555,27 @@ impl Attempt {
         };
         Ending { body, retryable }
     }
+}
+
+/// A failure that may pass.
+fn plain(reason: String) -> Trouble {
+    Trouble { reason, retryable: true, empty: false, quota: None }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// When there is quota again, `CLOCK_MONOTONIC` in milliseconds, from seconds since 1970; 0: nobody knows.
+fn quota_until(resets_at: Option<u64>, now: u64) -> u64 {
+    let left = resets_at.and_then(|at| at.checked_mul(1000)?.checked_sub(clock::unix_ms()));
+    left.filter(|left| (1..FARTHEST_MS).contains(left)).map_or(0, |left| now + left)
+}
+
+/// The file that is the client's stdin.
+fn prompt_of(task: &ClaudeTask, logs: &Dir, name: &str) -> std::io::Result<File> {
+    logs.create_new(name, 0o600)?.write_all(task.prompt.as_bytes())?;
+    logs.open_read(name)
 }
 
 fn failure(exit: Exit, reason: String, duration: u64, result: Option<ResultFile>, usage: Option<Usage>) -> Ended {

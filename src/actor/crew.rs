@@ -19,10 +19,11 @@ use crate::sys::process;
 use crate::sys::spawn::{self, EnvChange, Locks};
 
 /// Variables of the client's own session that no worker may speak for.
-const SESSION_VARIABLES: [&str; 6] = [
+const SESSION_VARIABLES: [&str; 7] = [
     "CLAUDE_CODE_SESSION_ID",
     "CLAUDE_CODE_MESSAGING_SOCKET",
     "CLAUDE_CODE_MESSAGING_TOKEN",
+    "CLAUDE_CODE_SESSION_ACCESS_TOKEN",
     "CLAUDE_ENV_FILE",
     "CLAUDE_PROJECT_DIR",
     "CLAUDE_PID",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
+use crate::actor::claude;
 use crate::base::env;
 use crate::base::hex;
 use crate::model::plan::{Action, Task};
@@ -12,9 +13,12 @@ use crate::model::plan::{Action, Task};
 /// Set by the client for what it starts, without a common prefix.
 const CLIENT_MARKS: [&str; 3] = ["AI_AGENT", "NoDefaultCurrentDirectoryInExePath", "COREPACK_ENABLE_AUTO_PIN"];
 
-/// Variables of a `claude` task's client that are the user's settings and not the session's.
-const CLAUDE_SETTINGS: [&str; 5] =
-    ["CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_", "CLAUDE_CODE_SKIP_", "CLAUDE_CODE_MAX_"];
+/// Variables of a `claude` task's client that are the user's settings and not the session's: whole names, and beginnings.
+const CLAUDE_SETTINGS: [&str; 2] = ["CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN"];
+
+/// See [`CLAUDE_SETTINGS`].
+const CLAUDE_PREFIXES: [&str; 4] =
+    ["CLAUDE_CODE_USE_", "CLAUDE_CODE_SKIP_", "CLAUDE_CODE_MAX_", "CLAUDE_CODE_DISABLE_"];
 
 /// What a task is told about itself.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +54,7 @@ fn is_kept(name: &OsStr, for_claude: bool) -> bool {
         return false;
     }
     if name.starts_with("CLAUDE") {
-        return for_claude
-            && (CLAUDE_SETTINGS.iter().any(|p| name.starts_with(p)) || name.starts_with("CLAUDE_CODE_DISABLE_"));
+        return for_claude && (CLAUDE_SETTINGS.contains(&name) || CLAUDE_PREFIXES.iter().any(|p| name.starts_with(p)));
     }
     if name.starts_with("ANTHROPIC_") || name == "AWS_BEARER_TOKEN_BEDROCK" {
         return for_claude;
@@ -70,6 +73,11 @@ pub fn build(
     for (name, value) in &task.env {
         if env::may_set(name) {
             all.insert(name.into(), value.into());
+        }
+    }
+    if for_claude {
+        for (name, value) in claude::ENVIRONMENT {
+            all.entry(name.into()).or_insert_with(|| value.into());
         }
     }
     let path = all.get(OsStr::new("PATH")).cloned().unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
@@ -120,6 +128,8 @@ mod tests {
             ("PATH", "/usr/bin"),
             ("CLAUDE_CODE_SESSION_ID", "s"),
             ("CLAUDE_CODE_MESSAGING_TOKEN", "t"),
+            ("CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR", "7"),
+            ("CLAUDE_CODE_MAX_RETRIES", "9"),
             ("CLAUDE_CONFIG_DIR", "/c"),
             ("CLAUDECODE", "1"),
             ("AI_AGENT", "x"),
@@ -170,5 +180,8 @@ mod tests {
         assert!(claude.contains_key(OsStr::new("CLAUDE_CONFIG_DIR")));
         assert!(!claude.contains_key(OsStr::new("CLAUDE_CODE_SESSION_ID")));
         assert!(!claude.contains_key(OsStr::new("CLAUDECODE")));
+        assert!(!claude.contains_key(OsStr::new("CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR")));
+        assert_eq!(claude[OsStr::new("CLAUDE_CODE_MAX_RETRIES")], "9", "what the user has set stays");
+        assert_eq!(claude[OsStr::new("DISABLE_AUTOUPDATER")], "1");
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use crate::actor::attempt::{self, Attempt, Making, Why};
+use crate::actor::attempt::{self, Attempt, Making, NotStarted, Why};
 use crate::actor::crew::{self, Life};
 use crate::actor::hung::{self, HOLDS_LOG_MS};
 use crate::actor::isolate;
@@ -527,9 +527,9 @@ impl Worker {
                 let me = self.me;
                 self.run.transact(|tx, plan| step::tell(tx, plan, me, &id, spawned))
             }
-            Err(reason) => {
+            Err(NotStarted { reason, retryable }) => {
                 let body = Body::Failed(Ended { reason, ..Ended::default() });
-                self.ending = Some((id, Ending { body, retryable: true }));
+                self.ending = Some((id, Ending { body, retryable }));
                 self.look_at_ms = Some(0);
                 Ok(())
             }

@@ -416,6 +416,11 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
             .collect();
         let _ = writeln!(out, "  workers {}", names.join(", "));
     }
+    if let Some(left) = quota_ms(state) {
+        let at = when::minute(clock::unix_ms().saturating_add(left));
+        let text = format!("  claude tasks wait for the quota until {at} ({} left)\n", when::ms(left));
+        out.push_str(&paint.warn(text));
+    }
     let rows: Vec<Vec<String>> = (0..state.tasks.len()).map(|i| row(state, plan, i)).collect();
     out.push_str(&table::lay_out(&rows, |r, c, cell| {
         if c == 2 { paint.phase(state.tasks[r].phase, cell) } else { cell.to_owned() }
@@ -423,6 +428,12 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
     if state.spent_usd > 0.0 {
         let _ = writeln!(out, "  cost ${:.4}", state.spent_usd);
     }
+}
+
+/// For how long no `claude` task starts because the provider's quota is used up, in milliseconds.
+fn quota_ms(state: &State) -> Option<u64> {
+    let same_boot = state.view.boot_id == clock::boot_id() && state.view.ended.is_none();
+    state.quota_until_ms.checked_sub(clock::mono_ms()).filter(|left| same_boot && *left > 0)
 }
 
 /// How long the open attempt has taken, or the last one took.
@@ -456,7 +467,7 @@ fn row(state: &State, plan: &Plan, i: usize) -> Vec<String> {
         said.push(format!("ETA {}", when::ms(eta * 1000)));
     }
     if task.attempts > 1 {
-        said.push(lines::attempt(task.attempts, plan.tasks[i].retries));
+        said.push(lines::attempt(task.attempts, plan.tasks[i].retries.saturating_add(task.refusals)));
     }
     if is_taken(state, i) {
         said.push("taken over".into());
@@ -518,6 +529,7 @@ fn run_json(shown: &Shown) -> Value {
     }
     put("max_workers", json!(state.max_workers));
     put("cost_usd", json!(state.spent_usd));
+    put("quota_left_ms", json!(quota_ms(state)));
     let lives = lives.iter();
     let alive = |l: &Life| *l == Life::Alive;
     let workers: Vec<Value> =

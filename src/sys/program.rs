@@ -60,7 +60,7 @@ pub fn run(program: Program<'_>) -> Result<Ran, String> {
     let (err, err_end) = io::pipe().map_err(failed)?;
     let stdout = stdout.unwrap_or_else(|| File::from(OwnedFd::from(out_end)));
     let stderr = File::from(OwnedFd::from(err_end));
-    let spawned = TaskSpawn { program: path, argv, env, cwd, stdout, stderr };
+    let spawned = TaskSpawn { program: path, argv, env, cwd, stdin: None, stdout, stderr };
     let mut task = spawn::spawn_task(spawned).map_err(|e| e.reason)?;
     let told = listen(&mut task, [out.into(), err.into()], until);
     if told.is_err() {

@@ -181,6 +181,8 @@ pub struct TaskSpawn<'a> {
     pub env: &'a [(OsString, OsString)],
     /// Where it runs.
     pub cwd: &'a Path,
+    /// Its stdin; `/dev/null` where absent.
+    pub stdin: Option<File>,
     /// Its stdout.
     pub stdout: File,
     /// Its stderr.
@@ -204,15 +206,15 @@ pub enum Exit {
     Signal(i32),
 }
 
-/// Starts a task: own session and group, stdin is `/dev/null`, killed by the kernel when the calling thread ends (Linux).
+/// Starts a task: own session and group, killed by the kernel when the calling thread ends (Linux).
 pub fn spawn_task(task: TaskSpawn<'_>) -> Result<Task, SpawnError> {
-    let TaskSpawn { program, argv, env, cwd, stdout, stderr } = task;
-    let null = dev_null(program)?;
+    let TaskSpawn { program, argv, env, cwd, stdin, stdout, stderr } = task;
     let image = Image::new(program, argv, env, cwd)?;
     let raised = |file: File| above_standard(file.into()).map_err(|e| system(program, &e));
+    let stdin = stdin.map_or_else(|| dev_null(program), &raised)?;
     let (stdout, stderr) = (raised(stdout)?, raised(stderr)?);
     signals::keep_exit_codes().map_err(|e| system(program, &e))?;
-    let (pid, report) = start(program, &image, [null.as_fd(), stdout.as_fd(), stderr.as_fd()], Role::Task)?;
+    let (pid, report) = start(program, &image, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()], Role::Task)?;
     if let Some((step, errno)) = report.failure {
         while waitpid(pid, None) == Err(Errno::EINTR) {}
         return Err(image.explain(program, cwd, step, errno));
@@ -890,6 +892,7 @@ mod tests {
             argv: &words(argv),
             env: &env,
             cwd: cwd.unwrap_or(temp.path()),
+            stdin: None,
             stdout: dir.open_append("out").unwrap(),
             stderr: dir.open_append("err").unwrap(),
         })?;

@@ -289,6 +289,7 @@ mod tests {
                 argv: &["sh", "-c", script].map(OsString::from),
                 env: &env,
                 cwd: temp.path(),
+                stdin: None,
                 stdout: dir.open_append("out").unwrap(),
                 stderr: dir.open_append("err").unwrap(),
             })

@@ -40,6 +40,12 @@ pub fn ago(then_ms: i64, now_ms: u64) -> String {
     }
 }
 
+/// The minute of the day of a point in time in milliseconds since 1970, with its date: `2026-01-02 14:05 UTC`.
+pub fn minute(unix_ms: u64) -> String {
+    let then = i64::try_from(unix_ms).ok().and_then(DateTime::from_timestamp_millis);
+    then.map_or_else(|| "a day far away".to_owned(), |t| t.format("%Y-%m-%d %H:%M UTC").to_string())
+}
+
 /// The time of day of an event, `10:11:12.345`, in UTC as the log has it.
 pub fn clock(ts: &str) -> &str {
     ts.get(11..23).unwrap_or(ts)
@@ -54,6 +60,12 @@ mod tests {
         let run = RunId::new("20260102-030405-abc").unwrap();
         assert_eq!(of_run(&run), unix_ms("2026-01-02T03:04:05.000000Z"));
         assert_eq!(of_run(&RunId::new("nightly").unwrap()), None);
+    }
+
+    #[test]
+    fn a_minute_has_its_date() {
+        assert_eq!(minute(1_795_282_375_000), "2026-11-21 17:32 UTC");
+        assert_eq!(minute(u64::MAX), "a day far away");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A stand-in for the Messages API on loopback: answers the client with scripted turns and records what the client sent,
 //! so that a test can assert what the model was shown and how often it was asked. It is not a model of the API's rules:
-//! it accepts every request, counts no tokens and knows no errors.
+//! it accepts every request, counts no tokens and knows no errors but those of the script.
 //!
 //! Only requests of the *main conversation* take a turn from the script. Another client that runs beside it, such as a
 //! worker's, gets a conversation of its own, known by words of its first prompt. What else a client sends (titles,
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::http::{begin_events, end_events, read_request, respond, send_event};
+use super::http::{begin_events, end_events, read_request, respond, respond_with, send_event};
 
 pub(crate) use super::http::Request;
 
@@ -31,6 +31,17 @@ const FAILED: &str = "THE SCRIPT FAILED";
 pub(crate) struct Turn {
     blocks: Vec<Block>,
     delay: Duration,
+    /// Tokens that it is said to have cost beyond the ten of every turn.
+    tokens: u64,
+    refusal: Option<Refusal>,
+}
+
+/// An error in place of an answer.
+#[derive(Debug, Clone)]
+struct Refusal {
+    status: &'static str,
+    kind: &'static str,
+    headers: Vec<(&'static str, String)>,
 }
 
 #[derive(Debug, Clone)]
@@ -53,6 +64,25 @@ impl Turn {
     /// The same turn with one more tool use, which the client runs in parallel with the others where it can.
     pub(crate) fn and_tool(mut self, name: &str, input: Value) -> Self {
         self.blocks.push(Block::Tool { name: name.to_owned(), input });
+        self
+    }
+
+    /// A status other than 200, with the API's name for that error. The client is asked not to try again by itself.
+    pub(crate) fn refused(status: &'static str, kind: &'static str) -> Self {
+        let headers = vec![("x-should-retry", "false".to_owned())];
+        Self { refusal: Some(Refusal { status, kind, headers }), ..Self::default() }
+    }
+
+    /// The same refusal with one more header.
+    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        let refusal = self.refusal.as_mut().expect("only a refusal has headers of its own");
+        refusal.headers.push((name, value.into()));
+        self
+    }
+
+    /// The same turn, said to have cost so many tokens more.
+    pub(crate) fn costing(mut self, tokens: u64) -> Self {
+        self.tokens = tokens;
         self
     }
 
@@ -413,6 +443,10 @@ fn answer(out: &mut impl Write, request: &Request, shared: &Shared) -> std::io::
     // Not a sleep: a stand-in that closes does not wait for its slow answers.
     shared.wait(turn.delay, |_| None::<()>);
 
+    if let Some(Refusal { status, kind, headers }) = turn.refusal {
+        let error = json!({"type": "error", "error": {"type": kind, "message": format!("{kind} on purpose")}});
+        return respond_with(out, status, &headers, &error, false);
+    }
     let content: Vec<Value> = turn
         .blocks
         .iter()
@@ -437,7 +471,7 @@ fn answer(out: &mut impl Write, request: &Request, shared: &Shared) -> std::io::
         "usage": {"input_tokens": 10, "output_tokens": 1},
     });
     if request.body["stream"] == true {
-        stream(out, &message, &content, stop_reason)
+        stream(out, &message, &content, stop_reason, 10 + turn.tokens)
     } else {
         message["content"] = content.into();
         message["stop_reason"] = stop_reason.into();
@@ -445,7 +479,13 @@ fn answer(out: &mut impl Write, request: &Request, shared: &Shared) -> std::io::
     }
 }
 
-fn stream(out: &mut impl Write, message: &Value, content: &[Value], stop_reason: &str) -> std::io::Result<()> {
+fn stream(
+    out: &mut impl Write,
+    message: &Value,
+    content: &[Value],
+    stop_reason: &str,
+    tokens: u64,
+) -> std::io::Result<()> {
     begin_events(out)?;
     send_event(out, &json!({"type": "message_start", "message": message}))?;
     for (index, block) in content.iter().enumerate() {
@@ -462,7 +502,7 @@ fn stream(out: &mut impl Write, message: &Value, content: &[Value], stop_reason:
         send_event(out, &json!({"type": "content_block_stop", "index": index}))?;
     }
     let delta = json!({"stop_reason": stop_reason, "stop_sequence": null});
-    send_event(out, &json!({"type": "message_delta", "delta": delta, "usage": {"output_tokens": 10}}))?;
+    send_event(out, &json!({"type": "message_delta", "delta": delta, "usage": {"output_tokens": tokens}}))?;
     send_event(out, &json!({"type": "message_stop"}))?;
     end_events(out)
 }

@@ -165,6 +165,21 @@ impl<'a> Client<'a> {
         terminal
     }
 
+    /// Gives another program, which starts the client by itself, the surroundings that it needs; the client is `claude` on
+    /// its `PATH`.
+    pub(crate) fn surround(&self, command: &mut Command) {
+        let bin = self.world.path("bin");
+        if !bin.exists() {
+            fs::create_dir(&bin).expect("a folder for the client");
+            std::os::unix::fs::symlink(&self.installed.path, bin.join("claude")).expect("the client on PATH");
+        }
+        let path = self.world.environment().into_iter().find(|(name, _)| *name == "PATH").expect("PATH is set").1;
+        let mut longer = bin.into_os_string();
+        longer.push(":");
+        longer.push(path);
+        command.env("PATH", longer).envs(self.environment.iter().map(|(name, value)| (name, value)));
+    }
+
     fn complete(&self, command: &mut Command) {
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(["--model", MODEL, "--permission-mode", self.mode]).args(&self.args);

@@ -75,10 +75,25 @@ fn read_chunks(reader: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
 
 /// Answers with a JSON body, or with its headers alone.
 pub(crate) fn respond(out: &mut impl Write, status: &str, body: &Value, head: bool) -> std::io::Result<()> {
+    respond_with(out, status, &[], body, head)
+}
+
+/// The same with further headers.
+pub(crate) fn respond_with(
+    out: &mut impl Write,
+    status: &str,
+    headers: &[(&'static str, String)],
+    body: &Value,
+    head: bool,
+) -> std::io::Result<()> {
     let body = body.to_string();
     let length = body.len();
     let body = if head { "" } else { &body };
-    write!(out, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+    write!(out, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n")?;
+    for (name, value) in headers {
+        write!(out, "{name}: {value}\r\n")?;
+    }
+    write!(out, "\r\n{body}")
 }
 
 /// Begins an answer that is a stream of events.
