@@ -295,7 +295,7 @@ fn the_budget_of_a_run_holds_for_clients_that_run_together() {
 /// The environment of the client that runs as a task of this world.
 #[cfg(test)]
 fn environment_of_client(world: &World) -> BTreeMap<String, String> {
-    let worker = |(pid, line): (nix::unistd::Pid, String)| line.contains("--strict-mcp-config").then_some(pid);
+    let worker = |(pid, line): (nix::unistd::Pid, String)| line.contains("--no-session-persistence").then_some(pid);
     let pid = wait_for(LIMIT, || world.processes().into_iter().find_map(worker)).expect("a client runs");
     let block = std::fs::read(format!("/proc/{pid}/environ")).expect("our own process");
     let text = String::from_utf8_lossy(&block).into_owned();
@@ -362,6 +362,12 @@ fn a_client_gets_neither_the_sessions_secrets_nor_what_the_project_allows_itself
         let file = world.write("payload.json", &payload.to_string());
         let mut hook = world.cpw(&["user-prompt-submit"]);
         Client::new(installed, &world, &api).surround(&mut hook);
+        // The user's own servers are not started either: nobody has approved them for this.
+        let own = world.home().join(".claude.json");
+        let text = std::fs::read_to_string(&own).expect("the client's settings");
+        let mut own_settings: Value = serde_json::from_str(&text).expect("they are JSON");
+        own_settings["mcpServers"] = server["mcpServers"].clone();
+        std::fs::write(&own, own_settings.to_string()).expect("they are written");
         hook.env("CLAUDECODE", "1").env("AI_AGENT", "claude-code").env("CLAUDE_CODE_SESSION_ID", session);
         for name in [
             "CLAUDE_CODE_MESSAGING_TOKEN",
