@@ -401,7 +401,7 @@ fn is_worth_it(call: &Call) -> bool {
 }
 
 #[test]
-fn killed_before_any_call() {
+fn p01_p15_d15_killed_before_any_call() {
     run_suite("kill", KILLS, |operation, calls| {
         let worth = calls.iter().filter(|call| is_worth_it(call));
         let fault = |call: &Call| Fault::Call(strace::Fault { name: call.name.clone(), k: call.k, kind: Kind::Kill });
@@ -410,7 +410,7 @@ fn killed_before_any_call() {
 }
 
 #[test]
-fn refused_by_any_call() {
+fn p06_p07_p18_p20_refused_by_any_call() {
     run_suite("errno", ERRORS, |operation, calls| {
         let worth = calls.iter().filter(|call| is_worth_it(call));
         let kinds = |name: &str| {

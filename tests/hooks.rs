@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn no_input_makes_a_hook_fail() {
+    fn p17_no_input_makes_a_hook_fail() {
         let world = project(&json!({"gate": "off"}));
         begin_run(&world);
         let wrong = |value: Value| {
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn no_surroundings_make_a_hook_fail() {
+    fn p19_no_surroundings_make_a_hook_fail() {
         let world = project(&json!({"gate": "off"}));
         let silent = |what: &str, change: &dyn Fn(&mut Command)| {
             let said = all_hooks(&world, what, change);
