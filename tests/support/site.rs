@@ -149,7 +149,8 @@ impl Site {
 
     /// What `cpw status` says of the newest run. It also does what is left to do.
     pub(crate) fn status(&self) -> Value {
-        let done = self.cpw(&["status", "--json"]);
+        let run = self.scratch.runs().pop().expect("a run");
+        let done = self.cpw(&["status", &run.file_name().expect("an id").to_string_lossy(), "--json"]);
         assert!(done.is_ok(), "{done:?}");
         let mut all: Value = serde_json::from_str(&done.out).expect("JSON");
         all["runs"][0].take()
