@@ -5,7 +5,6 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 #[path = "support/ledger.rs"]
-#[expect(dead_code, reason = "serves several test crates")]
 mod ledger;
 #[path = "support/scratch.rs"]
 #[expect(dead_code, reason = "serves several test crates")]
@@ -482,6 +481,7 @@ fn d13_a_task_cannot_add_tasks_to_its_run() {
     site.until("everybody to leave", || site.left().is_empty());
     let all = site.scratch.ledgers().unwrap();
     assert_eq!((all[0].1.check_ended(&["a", "b"]), all[1].1.check_ended(&["own"])), (Ok(()), Ok(())));
+    assert!(all.iter().all(|(_, ledger)| ledger.has("run_ended", &[("status", "ok")])), "{:#?}", all[1].1.events);
     assert_eq!((all[0].1.count("started"), all[1].1.count("started")), (2, 1));
     let mut effects: Vec<String> = site.said("effects").lines().map(str::to_owned).collect();
     effects.sort();

@@ -32,6 +32,9 @@ pub const DEPTH: &str = "CPW_DEPTH";
 /// In a task: the W3C trace context of the run.
 pub const TRACEPARENT: &str = "TRACEPARENT";
 
+/// In a worker that was started detached: it is part of no task, whoever has started it.
+pub const SLOT: &str = "CPW_SLOT";
+
 /// Set by Claude Code for everything it starts.
 pub const CLAUDECODE: &str = "CLAUDECODE";
 /// Set by Claude Code for hooks and tools: the session.

@@ -87,13 +87,15 @@ pub struct EnvChange {
 }
 
 impl EnvChange {
-    /// The marks of an attempt never go on, else the worker would count as part of the task that happened to start it.
+    /// The marks of an attempt never go on, else the worker would count as part of the task that happened to start it; and it
+    /// has a mark of its own, since it may be below that task's worker.
     fn apply(self) -> Vec<(OsString, OsString)> {
-        let marks = [env::RUN, env::TASK, env::ATTEMPT];
+        let marks = [env::RUN, env::TASK, env::ATTEMPT, env::SLOT];
         let gone = |name: &OsString| {
             marks.iter().any(|m| name == m) || self.remove.contains(name) || self.set.iter().any(|(set, _)| set == name)
         };
-        std::env::vars_os().filter(|(name, _)| !gone(name)).chain(self.set.iter().cloned()).collect()
+        let kept = std::env::vars_os().filter(|(name, _)| !gone(name));
+        kept.chain(self.set.iter().cloned()).chain([(env::SLOT.into(), "1".into())]).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use nix::unistd::getpid;
 
 use super::process::{self, Emptiness, Signal, Stat, all_pids, emptiness, environ_block};
 use super::spawn::has_descendants;
+use crate::base::env;
 use crate::model::event::Process;
 
 /// What belongs to an attempt.
@@ -31,8 +32,9 @@ impl Target {
         Target { leader, mark, descendants_except: None }
     }
 
-    /// Counts every process below the calling one as well, other than the children in `except` and what is below them.
-    /// Right only in a worker, which runs nothing but this attempt and whose started workers are in `except`.
+    /// Counts every process below the calling one as well, other than the children in `except`, workers of whatever run that
+    /// the attempt has started, and what is below them. Right only in a worker, which runs nothing but this attempt and whose
+    /// own started workers are in `except`.
     #[must_use]
     pub fn with_descendants(mut self, except: &[i32]) -> Target {
         self.descendants_except = Some(except.to_vec());
@@ -82,15 +84,16 @@ fn member_stats(target: &Target) -> Vec<Stat> {
 
 fn descendants(of: i32, stats: &[Stat], except: &[i32]) -> HashSet<i32> {
     let mut found = HashSet::from([of]);
+    let mut others: HashSet<i32> = except.iter().copied().collect();
     loop {
         let before = found.len();
-        found.extend(
-            stats
-                .iter()
-                .filter(|s| found.contains(&s.ppid) && !except.contains(&s.pid))
-                .map(|s| s.pid)
-                .collect::<Vec<_>>(),
-        );
+        for s in stats {
+            if !found.contains(&s.ppid) || found.contains(&s.pid) || others.contains(&s.pid) {
+                continue;
+            }
+            let is_worker = is_marked(s.pid, &[format!("{}=1", env::SLOT).into_bytes()]);
+            if is_worker { &mut others } else { &mut found }.insert(s.pid);
+        }
         if found.len() == before {
             found.remove(&of);
             return found;
