@@ -83,7 +83,8 @@ pub fn rules(project: &Path, state: Option<&State>) -> anyhow::Result<Rules> {
 
 /// The user's own defaults, empty where there are none.
 pub fn user_defaults() -> anyhow::Result<Result<config::UserConfig, Vec<Problem>>> {
-    Ok(match file::read(&home::config_home()?, MAX_CONFIG)? {
+    let bytes = home::config_home().map(|path| file::read(&path, MAX_CONFIG)).transpose()?.flatten();
+    Ok(match bytes {
         Some(bytes) => config::user_config(&bytes),
         None => Ok(config::UserConfig::default()),
     })

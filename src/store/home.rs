@@ -64,8 +64,9 @@ impl State {
     }
 }
 
-/// The file with the user's own defaults, `$XDG_CONFIG_HOME/cpw/config.json`; it need not exist.
-pub fn config_home() -> anyhow::Result<PathBuf> {
+/// The file with the user's own defaults, `$XDG_CONFIG_HOME/cpw/config.json`; it need not exist. None for a user without a
+/// home, as services are: who has none has no defaults in it.
+pub fn config_home() -> Option<PathBuf> {
     config_file(variable)
 }
 
@@ -73,8 +74,8 @@ fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-fn config_file(get: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<PathBuf> {
-    Ok(base_dir(&get, "XDG_CONFIG_HOME", ".config")?.join("cpw/config.json"))
+fn config_file(get: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    Some(base_dir(&get, "XDG_CONFIG_HOME", ".config")?.join("cpw/config.json"))
 }
 
 fn state_dir(get: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<PathBuf> {
@@ -86,22 +87,17 @@ fn state_dir(get: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<PathBuf> 
         let what = format!("{} is {}, which is not an absolute path", env::STATE_DIR, dir.display());
         return Err(Wrong::with_hint(what, "give the whole path, or unset it").into());
     }
-    Ok(base_dir(&get, "XDG_STATE_HOME", ".local/state")?.join("cpw"))
+    let base = base_dir(&get, "XDG_STATE_HOME", ".local/state").ok_or_else(|| {
+        let hint = format!("set HOME or {}", env::STATE_DIR);
+        Wrong::with_hint("HOME is not set, so there is no place for cpw's state", hint)
+    })?;
+    Ok(base.join("cpw"))
 }
 
-/// A base directory as the XDG specification has it: a relative value counts as unset.
-fn base_dir(get: &impl Fn(&str) -> Option<OsString>, name: &str, default: &str) -> anyhow::Result<PathBuf> {
-    if let Some(dir) = get(name).map(PathBuf::from).filter(|d| d.is_absolute()) {
-        return Ok(dir);
-    }
-    let home = get("HOME").map(PathBuf::from).filter(|d| d.is_absolute());
-    let home = home.ok_or_else(|| {
-        Wrong::with_hint(
-            "HOME is not set, so there is no place for cpw's state",
-            format!("set HOME or {}", env::STATE_DIR),
-        )
-    })?;
-    Ok(home.join(default))
+/// A base directory as the XDG specification has it: a relative value counts as unset. None where there is no home either.
+fn base_dir(get: &impl Fn(&str) -> Option<OsString>, name: &str, default: &str) -> Option<PathBuf> {
+    let absolute = |name: &str| get(name).map(PathBuf::from).filter(|d| d.is_absolute());
+    absolute(name).or_else(|| Some(absolute("HOME")?.join(default)))
 }
 
 /// Makes a directory and what is missing above it, all of it 0700: a umask can only take rights away from `mkdir`, also
@@ -161,6 +157,7 @@ mod tests {
         let config = config_file(env_of(&[("XDG_CONFIG_HOME", "/c"), ("HOME", "/h")])).unwrap();
         assert_eq!(config, Path::new("/c/cpw/config.json"));
         assert_eq!(config_file(env_of(&[("HOME", "/h")])).unwrap(), Path::new("/h/.config/cpw/config.json"));
+        assert_eq!(config_file(env_of(&[("CPW_STATE_DIR", "/s")])), None);
     }
 
     #[test]
