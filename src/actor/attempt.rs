@@ -494,7 +494,7 @@ impl Attempt {
         };
         let quota_until = quota.map(|resets_at| quota_until(resets_at, now));
         let cut_bytes = self.cut_bytes;
-        let body = Body::Failed(Ended { quota_until, cut_bytes, ..failure(exit, reason, duration_ms, result, usage) });
+        let body = Body::Failed(Ended { cut_bytes, quota_until, ..failure(exit, reason, duration_ms, result, usage) });
         Ending { body, retryable }
     }
 
