@@ -570,6 +570,16 @@ fn a_change_that_no_patch_can_hold_keeps_its_worktree() {
     let told = text(&scene.cpw(&["doctor", &run]).stdout);
     assert!(told.contains("worktrees") && told.contains(tree.to_str().unwrap()), "{told}");
     assert!(!scene.git(&["status", "--porcelain"]).contains("worktrees"));
+    // Whoever cleans its run leaves it alone, until its owner has seen to it.
+    let refused = scene.cpw(&["clean", &run]);
+    let why = text(&refused.stderr) + &text(&refused.stdout);
+    assert!(!refused.status.success() && why.contains(tree.to_str().unwrap()), "{why}");
+    assert!(scene.run_dir().join("events.jsonl").exists());
+    assert_eq!(fs::read_to_string(tree.join("own/x")).unwrap(), "x\n");
+    scene.git(&["worktree", "remove", "--force", "--force", tree.to_str().unwrap()]);
+    let cleaned = scene.cpw(&["clean", &run]);
+    assert!(cleaned.status.success(), "{cleaned:?}");
+    assert!(!scene.root().join(".claude/runs").join(&run).exists());
 }
 
 /// What a filter of git waits for, in the world's folder: `in-W` says that it waits, and it goes on once `hold-W` is gone.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::actor::crew::{self, Life};
+use crate::actor::isolate;
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::{RunId, SessionId, WorkerNo};
 use crate::base::span::Span;
@@ -238,6 +239,12 @@ fn remove(state: &State, found: &Found, dry: bool) -> anyhow::Result<u64> {
 /// Removes what a run has outside of its folder, while the folder can still tell: should this be the last that is done,
 /// the next time does the rest.
 fn remove_elsewhere(state: &State, found: &Found) -> anyhow::Result<u64> {
+    isolate::remove_all(&found.folder).map_err(|stays| {
+        Wrong::with_hint(
+            format!("a worktree of it stays: {stays}"),
+            "save what is in it, remove it with git, and clean again",
+        )
+    })?;
     let bytes = attic::remove_scratch(state, &found.id).context("the folders of its claude tasks")?;
     if let Some(session) = found.view.as_ref().and_then(|view| open_session(view, &found.id))
         && let Some(mut locked) = Locked::open(state.path(), &session, WORKER_LOCK)?
