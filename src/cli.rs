@@ -66,6 +66,8 @@ pub enum Command {
     Progress(cmd::progress::Args),
     /// Inside a task: say in one line what came out, for the session to read
     Summary(cmd::progress::SummaryArgs),
+    /// Inside a task: say that it has come to a point that others wait for
+    Checkpoint(cmd::checkpoint::Args),
     /// Run one task in the foreground, or work on a run as one of its workers
     Worker(cmd::worker::Args),
 }
@@ -107,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => cmd::doctor::run(args),
         Command::Progress(args) => cmd::progress::run(args),
         Command::Summary(args) => cmd::progress::run_summary(args),
+        Command::Checkpoint(args) => cmd::checkpoint::run(args),
         Command::Worker(args) => cmd::worker::run(args),
     };
     match result {

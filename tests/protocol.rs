@@ -23,7 +23,7 @@ use cpw::logic::view::Phase;
 use cpw::model::event::{
     Body, CancelRequested, Done, Draft, Ended, Event, LogRepaired, Process, RunStarted, SCHEMA, Verdict,
 };
-use cpw::model::plan::{Action as Does, Backoff, Conductor, Durability, Isolate, Limits, Plan, Task, VERSION};
+use cpw::model::plan::{Action as Does, Backoff, Conductor, Durability, Isolate, Limits, Need, Plan, Task, VERSION};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 /// What a build could get wrong.
@@ -270,7 +270,7 @@ fn forbidden(state: &State, plan: &Plan, draft: &Draft) -> Option<&'static str> 
         Body::Started(_) => {
             let i = task.unwrap();
             let t = &state.tasks[i];
-            let met = |need: &TaskId| state.tasks[state.index_of(need).unwrap()].phase == Phase::Done;
+            let met = |need: &Need| state.tasks[state.index_of(&need.task).unwrap()].phase == Phase::Done;
             check(draft.attempt == Some(t.attempts + 1), "attempts are not 1, 2, 3")
                 .or(check(
                     t.open.is_none() && !t.phase.is_final(),
@@ -653,7 +653,7 @@ fn task(id: &str, needs: &[&str], retries: u32) -> Task {
         id: TaskId::new(id).unwrap(),
         title: None,
         action: Does::Run(vec!["true".into()]),
-        needs: needs.iter().map(|n| TaskId::new(n).unwrap()).collect(),
+        needs: needs.iter().map(|n| TaskId::new(n).unwrap().into()).collect(),
         claims: Vec::new(),
         timeout: Limit(None),
         retries,

@@ -594,9 +594,12 @@ fn has_result(out: &Dir) -> bool {
 fn needs_of(making: Making<'_>, task: &Task) -> serde_json::Value {
     let mut all = serde_json::Map::new();
     for need in &task.needs {
-        let Some(state) = making.state.index_of(need).map(|i| &making.state.tasks[i]) else { continue };
+        let Some(state) = making.state.index_of(&need.task).map(|i| &making.state.tasks[i]) else { continue };
         let path = state.result.as_ref().map(|r| making.folder.path().join(&r.path));
-        let entry = json!({ "state": state.phase.word(), "summary": state.line, "result": path });
+        let mut entry = json!({ "state": state.phase.word(), "summary": state.line, "result": path });
+        if let Some(name) = &need.checkpoint {
+            entry["checkpoint"] = json!({ "name": name, "data": state.checkpoints.get(name) });
+        }
         all.insert(need.to_string(), entry);
     }
     all.into()

@@ -125,6 +125,10 @@ id_type!(
     TaskId
 );
 id_type!(
+    /// A checkpoint of a task; unique in it.
+    CheckpointName
+);
+id_type!(
     /// A Claude Code session, as the client names it.
     SessionId
 );

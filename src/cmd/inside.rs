@@ -6,11 +6,13 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::base::env;
 use crate::base::exit::Wrong;
 use crate::base::ids::{TaskId, WorkerNo};
+use crate::logic::view::Phase;
+use crate::model::event::{Body, Draft};
 use crate::store::run::RunDir;
 
 /// The attempt that this process belongs to.
@@ -24,6 +26,26 @@ pub struct Inside {
     pub attempt: u32,
     /// Who runs it.
     pub worker: WorkerNo,
+}
+
+impl Inside {
+    /// Writes what the attempt says, while it is open; an error where it is over.
+    pub fn say(&self, body: Body) -> anyhow::Result<()> {
+        let Inside { folder, task, attempt, worker } = self;
+        let mut hooked = folder.open_view()?;
+        let written = hooked.transact(folder, |tx| {
+            let open = tx.fold.ended.is_none()
+                && tx.fold.tasks.get(task).is_some_and(|t| t.phase == Phase::Running && t.attempt == *attempt);
+            if open {
+                tx.emit(Draft::attempt(Some(*worker), task, *attempt, body))?;
+            }
+            Ok(open)
+        });
+        if !written.context("cannot write to the run's log")? {
+            bail!("attempt {attempt} of {task} is over; nothing was written");
+        }
+        Ok(())
+    }
 }
 
 /// The attempt that this process belongs to; an error that names what is missing where it belongs to none.

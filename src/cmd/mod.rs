@@ -5,6 +5,7 @@
 pub mod again;
 pub mod allow;
 pub mod cancel;
+pub mod checkpoint;
 pub mod checkup;
 pub mod clean;
 pub mod deny;

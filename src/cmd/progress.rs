@@ -3,14 +3,11 @@
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
-
 use crate::base::exit::Exit;
 use crate::base::span::Span;
 use crate::base::text::one_line;
 use crate::cmd::inside::{self, Inside};
-use crate::logic::view::Phase;
-use crate::model::event::{Body, Draft, Progress};
+use crate::model::event::{Body, Progress};
 use crate::sys::poll;
 
 /// Progress of an attempt is written at most this often.
@@ -66,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         note: args.note.as_deref().map(|n| one_line(n, MAX_TEXT)),
         summary: None,
     };
-    say(&inside, progress)?;
+    inside.say(Body::Progress(progress))?;
     mark(told);
     Ok(Exit::Ok)
 }
@@ -100,24 +97,7 @@ pub fn run_summary(args: &SummaryArgs) -> anyhow::Result<Exit> {
         // The last one counts, so that none may be left out; but a loop must not fill the log.
         drop(poll::wait(&[], Some(EVERY)));
     }
-    say(&inside, Progress { summary, ..Progress::default() })?;
+    inside.say(Body::Progress(Progress { summary, ..Progress::default() }))?;
     mark(told);
     Ok(Exit::Ok)
-}
-
-fn say(inside: &Inside, progress: Progress) -> anyhow::Result<()> {
-    let Inside { folder, task, attempt, worker } = inside;
-    let mut hooked = folder.open_view()?;
-    let written = hooked.transact(folder, |tx| {
-        let open = tx.fold.ended.is_none()
-            && tx.fold.tasks.get(task).is_some_and(|t| t.phase == Phase::Running && t.attempt == *attempt);
-        if open {
-            tx.emit(Draft::attempt(Some(*worker), task, *attempt, Body::Progress(progress)))?;
-        }
-        Ok(open)
-    });
-    if !written.context("cannot write to the run's log")? {
-        bail!("attempt {attempt} of {task} is over; nothing was written");
-    }
-    Ok(())
 }

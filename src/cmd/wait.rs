@@ -167,6 +167,7 @@ fn refuse_a_circle(plan: &Plan, own: &TaskId, aim: Aim) -> Result<(), Wrong> {
         next += 1;
         let needs = plan.tasks.iter().filter(|t| t.id == *id).flat_map(|t| &t.needs);
         for need in needs {
+            let need = &need.task;
             if need == own {
                 return refuse(&format_args!("{wanted} needs it"));
             }
@@ -229,8 +230,8 @@ mod tests {
     fn a_task_may_wait_for_what_does_not_wait_for_it() {
         let id = |name: &str| TaskId::new(name).unwrap();
         let mut tasks: Vec<_> = ["a", "b", "c", "d"].map(task).into();
-        tasks[1].needs = vec![id("a")];
-        tasks[2].needs = vec![id("b")];
+        tasks[1].needs = vec![id("a").into()];
+        tasks[2].needs = vec![id("b").into()];
         let plan = plan(tasks);
         let refused = |own: &str, aim| refuse_a_circle(&plan, &id(own), aim).err().map(|e| e.what);
         assert_eq!(refused("b", Aim::Task(0)), None);

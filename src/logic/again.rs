@@ -32,9 +32,9 @@ pub fn fates(plan: &Plan, state: &State, intact: &[bool], named: Option<&[usize]
             continue;
         }
         fates[i] = Fate::Again;
-        let needs = plan.tasks[i].needs.iter().filter_map(|need| state.index_of(need));
+        let needs = plan.tasks[i].needs.iter().filter_map(|need| state.index_of(&need.task));
         todo.extend(needs.filter(|&need| fates[need] == Fate::Left));
-        todo.extend(state.dependents_of(i).iter().filter(|&&d| fates[d] != Fate::Again));
+        todo.extend(state.all_dependents_of(i).filter(|&d| fates[d] != Fate::Again));
     }
     fates
 }
@@ -50,8 +50,8 @@ mod tests {
     fn run(b: &Body) -> (Plan, State) {
         let mut tasks: Vec<_> = ["a", "b", "c", "d", "e"].iter().map(|id| task(id)).collect();
         let id = |id: &str| TaskId::new(id).unwrap();
-        tasks[1].needs = vec![id("a")];
-        tasks[2].needs = vec![id("b"), id("d")];
+        tasks[1].needs = vec![id("a").into()];
+        tasks[2].needs = vec![id("b").into(), id("d").into()];
         let plan = plan(tasks);
         let mut state = State::new(&plan);
         let failed = Body::Failed(Ended::default());

@@ -7,7 +7,7 @@ use crate::base::sum::sum;
 use crate::logic::state::{MAX_CRASHES, MAX_REFUSALS, State, TaskState};
 use crate::logic::view::{End, Phase};
 use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
-use crate::model::plan::Plan;
+use crate::model::plan::{Need, Plan};
 
 /// Within this time, in milliseconds, [`MAX_CRASHES`] of one task are too many.
 const CRASH_MS: u64 = 60_000;
@@ -260,10 +260,21 @@ fn closed_tasks(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
         if std::mem::replace(&mut seen[i], true) || state.tasks[i].phase.is_final() || state.tasks[i].open.is_some() {
             continue;
         }
-        out.push(skipped(&plan.tasks[i].id, plan.tasks[cause].id.to_string()));
-        queue.extend(state.dependents_of(i).iter().map(|&d| (d, i)));
+        let because = match state.tasks[cause].phase {
+            Phase::Done => format!("{} ended without the checkpoint that it needs", plan.tasks[cause].id),
+            _ => plan.tasks[cause].id.to_string(),
+        };
+        out.push(skipped(&plan.tasks[i].id, because));
+        queue.extend(state.dependents_of(i).map(|d| (d, i)));
     }
     out
+}
+
+/// The checkpoint for which task `i` was skipped, because the task that should have come to it ended without, well or not.
+fn in_vain<'p>(state: &State, plan: &'p Plan, i: usize) -> Option<&'p Need> {
+    let ran = |need: &&Need| state.index_of(&need.task).is_some_and(|n| state.tasks[n].attempts > 0);
+    let needs = (state.tasks[i].phase == Phase::Skipped).then(|| plan.tasks[i].needs.iter())?;
+    needs.filter(|need| need.checkpoint.is_some() && !state.is_met(plan, need)).find(ran)
 }
 
 fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
@@ -292,6 +303,8 @@ fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
     } else if let Some(first) = failed.first() {
         let more = failed.len() - 1;
         (Verdict::Failed, if more == 0 { format!("{first} failed") } else { format!("{first} and {more} more failed") })
+    } else if let Some(need) = (0..state.tasks.len()).find_map(|i| in_vain(state, plan, i)) {
+        (Verdict::Failed, format!("{need} was waited for in vain"))
     } else if counts.skipped > 0 {
         // Nothing failed, so that they were left out on purpose, by whoever continued another run.
         (Verdict::Ok, format!("all tasks that were asked for are done, {} left out", counts.skipped))

@@ -5,16 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use crate::base::ids::{RunId, TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, RunId, TaskId, WorkerNo};
 use crate::base::span::{Limit, Span};
 use crate::logic::sched::{self, Facts, Fault};
 use crate::logic::state::State;
 use crate::logic::view::{Phase, View};
 use crate::logic::wake::{Concern, Wake};
 use crate::model::event::{
-    Body, CancelRequested, Done, Draft, Ended, Event, Process, Progress, Reason, RunStarted, SCHEMA, Started, Usage,
+    Body, CancelRequested, Checkpoint, Done, Draft, Ended, Event, Process, Progress, Reason, RunStarted, SCHEMA,
+    Started, Usage,
 };
-use crate::model::plan::{Action, Backoff, Conductor, Durability, Isolate, Limits, Merge, Plan, Task, VERSION};
+use crate::model::plan::{Action, Backoff, Conductor, Durability, Isolate, Limits, Merge, Need, Plan, Task, VERSION};
 
 /// A task that needs nothing and may run for ever.
 pub(crate) fn task(id: &str) -> Task {
@@ -105,6 +106,8 @@ struct Sim {
     noticed: Vec<WorkerNo>,
     given_up: Vec<(usize, u32, WorkerNo)>,
     stopped: bool,
+    /// Tasks that have come to their checkpoint.
+    came: BTreeSet<usize>,
 }
 
 impl Sim {
@@ -123,6 +126,7 @@ impl Sim {
             noticed: Vec::new(),
             given_up: Vec::new(),
             stopped: false,
+            came: BTreeSet::new(),
             plan,
         };
         sim.emit(Draft::run(run_started(&sim.plan, "boot")));
@@ -181,7 +185,11 @@ impl Sim {
             assert!(self.state.running_claude() < 3, "too many clients at once");
         }
         for need in &self.plan.tasks[i].needs {
-            let n = self.state.index_of(need).unwrap();
+            let n = self.state.index_of(&need.task).unwrap();
+            if need.checkpoint.is_some() {
+                assert!(self.came.contains(&n), "{need} has not come");
+                continue;
+            }
             let phase = self.state.tasks[n].phase;
             let tolerated =
                 self.plan.tasks[n].allow_failure && matches!(phase, Phase::Failed | Phase::TimedOut | Phase::Lost);
@@ -197,7 +205,11 @@ impl Sim {
             _ => false,
         };
         // Several skips stand in one write, each after its cause.
-        let any = self.plan.tasks[i].needs.iter().any(|id| hopeless(self.state.index_of(id).unwrap()));
+        let any = self.plan.tasks[i].needs.iter().any(|need| {
+            let n = self.state.index_of(&need.task).unwrap();
+            let ended = self.state.tasks[n].phase.is_final();
+            if need.checkpoint.is_some() { ended && !self.came.contains(&n) } else { hopeless(n) }
+        });
         let claude = self.state.is_claude(i) && sched::claude_stopped(&self.state, &self.plan).is_some();
         assert!(any || claude || self.ask(sched::stopped).is_some(), "skipped without a reason");
     }
@@ -358,6 +370,13 @@ impl Sim {
                     self.emit(Draft::worker(WorkerNo(w), Body::WorkerExited(Reason { reason: "told".into() })));
                 }
             }
+            27 => {
+                if let Some(attempt) = self.open(pick) {
+                    let name = CheckpointName::new("half").unwrap();
+                    self.word(attempt, Body::Checkpoint(Checkpoint { name, data: None }));
+                    self.came.insert(attempt.0);
+                }
+            }
             26 => {
                 if let Some(attempt) = self.open(pick).filter(|(i, ..)| self.state.is_claude(*i)) {
                     self.finish_attempt(attempt, 4, 1);
@@ -488,7 +507,9 @@ prop_compose! {
         for (i, (needs, mut t)) in made.into_iter().enumerate() {
             t.id = id(i);
             // About every fourth of those before it.
-            t.needs = (0..i).filter(|k| needs >> (k % 16) & 1 == 1 && (k + i) % 2 == 0).map(id).collect();
+            let needed = (0..i).filter(|k| needs >> (k % 16) & 1 == 1 && (k + i) % 2 == 0);
+            let half = |k: usize| (k + i).is_multiple_of(6).then(|| CheckpointName::new("half").unwrap());
+            t.needs = needed.map(|k| Need { task: id(k), checkpoint: half(k) }).collect();
             tasks.push(t);
         }
         if backwards {
@@ -513,7 +534,7 @@ proptest! {
     #[test]
     fn whatever_happens_every_run_ends_once_and_every_task_has_one_outcome(
         plan in any_plan(),
-        course in prop::collection::vec((0_u8..28, any::<u16>()), 0..120),
+        course in prop::collection::vec((0_u8..29, any::<u16>()), 0..120),
     ) {
         let mut sim = Sim::new(plan);
         for (op, pick) in course {
@@ -824,7 +845,7 @@ const MANY: usize = 10_000;
 fn ten_thousand_tasks_in_a_chain_take_no_longer_than_ten_thousand_tasks() {
     let mut tasks: Vec<Task> = (0..MANY).map(|i| task(&format!("t{i}"))).collect();
     for i in 1..MANY {
-        tasks[i].needs = vec![tasks[i - 1].id.clone()];
+        tasks[i].needs = vec![tasks[i - 1].id.clone().into()];
     }
     // The hardest order: every task comes after what needs it.
     tasks.reverse();
@@ -842,7 +863,7 @@ fn ten_thousand_tasks_in_a_chain_take_no_longer_than_ten_thousand_tasks() {
 fn ten_thousand_tasks_that_one_needs_and_a_merge_waits_for() {
     let mut tasks: Vec<Task> = (0..MANY).map(|i| task(&format!("t{i}"))).collect();
     let ids: Vec<TaskId> = tasks.iter().map(|t| t.id.clone()).collect();
-    tasks[MANY - 1].needs = ids[..MANY - 1].to_vec();
+    tasks[MANY - 1].needs = ids[..MANY - 1].iter().cloned().map(Need::from).collect();
     let mut plan = plan(tasks);
     plan.merge.push(Merge { tool: "Write".into(), matches: BTreeMap::new(), needs: ids, set: BTreeMap::new() });
     let (mut state, seq) = fold(&plan, |_| done("x"));
@@ -860,7 +881,7 @@ fn ten_thousand_tasks_that_one_needs_and_a_merge_waits_for() {
 fn a_task_that_may_fail_lets_others_go_on() {
     let mut tasks = vec![task("a"), task("b")];
     tasks[0].allow_failure = true;
-    tasks[1].needs = vec![tasks[0].id.clone()];
+    tasks[1].needs = vec![tasks[0].id.clone().into()];
     let fail_first = |i: usize| {
         if i == 0 { Body::Failed(Ended { reason: "no".into(), ..Ended::default() }) } else { done("x") }
     };

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::base::ids::{TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
 use crate::model::event::{Body, Ended, Event, Process, ResultFile, Started, Usage};
-use crate::model::plan::Plan;
+use crate::model::plan::{Need, Plan};
 
 /// So many lost attempts of a task within a minute end it: something about it kills workers.
 pub const MAX_CRASHES: usize = 3;
@@ -44,6 +44,8 @@ pub struct TaskState {
     pub crashes: Vec<u64>,
     /// The one that is open.
     pub open: Option<Attempt>,
+    /// Whether it was done in another run, which this one continues.
+    pub is_taken: bool,
     /// Needs that are not met.
     pub unmet: u32,
     /// When a further attempt may begin, `CLOCK_MONOTONIC` in milliseconds.
@@ -70,6 +72,8 @@ pub struct TaskState {
     pub started: Option<String>,
     /// See `started`.
     pub ended: Option<String>,
+    /// The checkpoints that it has come to, with what it handed over last.
+    pub checkpoints: BTreeMap<CheckpointName, Option<serde_json::Value>>,
     /// What all attempts cost together.
     pub usage: Usage,
     /// The same in US dollars as the budget counts it: an attempt that was killed before it could say what it has spent is
@@ -84,6 +88,14 @@ impl TaskState {
     pub fn tries(&self) -> u32 {
         self.attempts.saturating_sub(self.refusals)
     }
+}
+
+/// Who waits for a task.
+#[derive(Debug, Clone)]
+struct Dependent {
+    task: usize,
+    /// For this checkpoint only, not for the end.
+    checkpoint: Option<CheckpointName>,
 }
 
 /// A run.
@@ -128,7 +140,7 @@ pub struct State {
     /// How often in a row it was found used up.
     pub quota_strikes: u32,
     index: HashMap<TaskId, usize>,
-    dependents: Vec<Vec<usize>>,
+    dependents: Vec<Vec<Dependent>>,
     priorities: Vec<i64>,
     tolerant: Vec<bool>,
     claude: Vec<bool>,
@@ -144,9 +156,10 @@ impl State {
         // Higher priority first, and the set's smallest element is taken first.
         let priorities: Vec<i64> = plan.tasks.iter().map(|t| -i64::from(t.priority)).collect();
         for (i, task) in plan.tasks.iter().enumerate() {
-            let needs: BTreeSet<usize> = task.needs.iter().filter_map(|n| index.get(n).copied()).collect();
-            for &need in &needs {
-                dependents[need].push(i);
+            let known = |need: &Need| Some((index.get(&need.task).copied()?, need.checkpoint.clone()));
+            let needs: BTreeSet<(usize, Option<CheckpointName>)> = task.needs.iter().filter_map(known).collect();
+            for (need, checkpoint) in &needs {
+                dependents[*need].push(Dependent { task: i, checkpoint: checkpoint.clone() });
             }
             if needs.is_empty() {
                 let queue = if task.claude().is_some() { &mut ready_claude } else { &mut ready };
@@ -158,6 +171,7 @@ impl State {
                 failures: 0,
                 crashes: Vec::new(),
                 open: None,
+                is_taken: false,
                 unmet: u32::try_from(needs.len()).unwrap_or(u32::MAX),
                 retry_at: 0,
                 worker: None,
@@ -171,6 +185,7 @@ impl State {
                 duration_ms: None,
                 started: None,
                 ended: None,
+                checkpoints: BTreeMap::new(),
                 usage: Usage::default(),
                 charged_usd: 0.0,
                 refusals: 0,
@@ -209,9 +224,27 @@ impl State {
         self.index.get(task).copied()
     }
 
-    /// The tasks that need task `i` directly.
-    pub fn dependents_of(&self, i: usize) -> &[usize] {
-        &self.dependents[i]
+    /// The tasks that need task `i` directly, and have not got what they need of it by a checkpoint.
+    pub fn dependents_of(&self, i: usize) -> impl Iterator<Item = usize> + '_ {
+        let met =
+            move |d: &&Dependent| d.checkpoint.as_ref().is_some_and(|c| self.tasks[i].checkpoints.contains_key(c));
+        self.dependents[i].iter().filter(move |d| !met(d)).map(|d| d.task)
+    }
+
+    /// The tasks that need task `i`, or a checkpoint of it, directly.
+    pub fn all_dependents_of(&self, i: usize) -> impl Iterator<Item = usize> + '_ {
+        self.dependents[i].iter().map(|d| d.task)
+    }
+
+    /// Whether what `need` names has happened.
+    pub fn is_met(&self, plan: &Plan, need: &Need) -> bool {
+        let Some(i) = self.index_of(&need.task) else { return false };
+        let task = &self.tasks[i];
+        if let Some(name) = &need.checkpoint {
+            return task.checkpoints.contains_key(name) || task.is_taken;
+        }
+        let failed = matches!(task.phase, Phase::Failed | Phase::TimedOut | Phase::Lost);
+        task.phase == Phase::Done || (failed && plan.tasks[i].allow_failure)
     }
 
     /// Whether task `i` starts a headless client.
@@ -259,6 +292,14 @@ impl State {
                     }
                 }
             }
+            Body::Checkpoint(p) => {
+                if self.open_attempt(i, event).is_some() {
+                    let new = self.tasks[i].checkpoints.insert(p.name.clone(), p.data.clone()).is_none();
+                    if new {
+                        self.satisfy_dependents(i, |checkpoint| checkpoint == Some(&p.name));
+                    }
+                }
+            }
             Body::Done(p) => {
                 if self.open_attempt(i, event).is_none() {
                     return;
@@ -273,7 +314,8 @@ impl State {
                 task.line.clone_from(&p.summary);
                 self.charge(i, p.usage, true);
                 self.close(i, event, Phase::Done);
-                self.satisfy_dependents(i);
+                self.tasks[i].is_taken = p.from.is_some();
+                self.release_dependents(i);
             }
             Body::Failed(p) => self.end_attempt(i, event, p, Phase::Failed),
             Body::TimedOut(p) => self.end_attempt(i, event, p, Phase::TimedOut),
@@ -394,7 +436,7 @@ impl State {
         }
         self.close(i, event, phase);
         if self.tolerant[i] && phase != Phase::Cancelled {
-            self.satisfy_dependents(i);
+            self.release_dependents(i);
         } else {
             self.doom_dependents(i);
         }
@@ -450,9 +492,29 @@ impl State {
         }
     }
 
-    fn satisfy_dependents(&mut self, i: usize) {
+    /// A task has come to its end as those hoped that wait for it. Whoever waits for a checkpoint that it did not come to waits
+    /// in vain; of a task that another run has done, nobody can tell any more what it came to.
+    fn release_dependents(&mut self, i: usize) {
+        self.satisfy_dependents(i, |checkpoint| checkpoint.is_none());
+        if self.tasks[i].is_taken {
+            self.satisfy_dependents(i, |checkpoint| checkpoint.is_some());
+            return;
+        }
+        let came = &self.tasks[i].checkpoints;
+        let vain = self.dependents[i].iter().filter(|d| d.checkpoint.as_ref().is_some_and(|c| !came.contains_key(c)));
+        for d in vain.map(|d| d.task) {
+            if !self.tasks[d].phase.is_final() {
+                self.doomed.entry(d).or_insert(i);
+            }
+        }
+    }
+
+    fn satisfy_dependents(&mut self, i: usize, which: impl Fn(Option<&CheckpointName>) -> bool) {
         for k in 0..self.dependents[i].len() {
-            let d = self.dependents[i][k];
+            if !which(self.dependents[i][k].checkpoint.as_ref()) {
+                continue;
+            }
+            let d = self.dependents[i][k].task;
             let task = &mut self.tasks[d];
             task.unmet = task.unmet.saturating_sub(1);
             if task.unmet == 0 && task.phase == Phase::Waiting {
@@ -464,11 +526,9 @@ impl State {
     }
 
     fn doom_dependents(&mut self, i: usize) {
-        for k in 0..self.dependents[i].len() {
-            let d = self.dependents[i][k];
-            if !self.tasks[d].phase.is_final() {
-                self.doomed.entry(d).or_insert(i);
-            }
+        let doomed: Vec<usize> = self.dependents_of(i).filter(|&d| !self.tasks[d].phase.is_final()).collect();
+        for d in doomed {
+            self.doomed.entry(d).or_insert(i);
         }
     }
 }

@@ -435,7 +435,7 @@ impl View {
                     result: None,
                 });
             }
-            Body::Spawned(_) | Body::Observed(_) | Body::LogRepaired(_) | Body::Unknown => {}
+            Body::Spawned(_) | Body::Checkpoint(_) | Body::Observed(_) | Body::LogRepaired(_) | Body::Unknown => {}
         }
     }
 

@@ -149,6 +149,12 @@ impl Wake {
             Body::WorkerStarted(_) | Body::Adopted(_) => {
                 self.concerns.insert(Concern::Lead);
             }
+            Body::Checkpoint(_) => {
+                self.concerns.extend(event.task.clone().map(Concern::Task));
+                self.concerns.insert(Concern::Lead);
+                // What becomes ready by it can only be told by who has the state.
+                self.every_worker |= after.is_none();
+            }
             Body::RunEnded(_) => self.everybody = true,
             Body::RunStarted(_)
             | Body::WorkerExited(_)
@@ -194,6 +200,7 @@ fn changes_work(event: &Event) -> bool {
         Body::RunStarted(_)
         | Body::WorkerExited(_)
         | Body::WorkerLost(_)
+        | Body::Checkpoint(_)
         | Body::Done(_)
         | Body::Failed(_)
         | Body::TimedOut(_)
@@ -240,8 +247,8 @@ mod tests {
     impl Scene {
         fn new(workers: u32) -> Scene {
             let mut tasks: Vec<_> = ["a", "b", "c", "d"].map(task).into();
-            tasks[2].needs = vec![id("a")];
-            tasks[3].needs = vec![id("a")];
+            tasks[2].needs = vec![id("a").into()];
+            tasks[3].needs = vec![id("a").into()];
             let plan = plan(tasks);
             let mut scene = Scene { state: State::new(&plan), plan };
             let started = run_started(&scene.plan, "boot");

@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::base::ids::{RunId, TaskId};
+use crate::base::ids::{CheckpointName, RunId, TaskId};
 use crate::model::config::{Settings, default_claude, default_workers, header, settings};
 use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft};
 use crate::model::glob::{self, Glob};
 use crate::model::json::{self, MAX_BYTES, Node, Problem, Report, excerpt, path_of};
-use crate::model::plan::{Action, MAX_TASKS, Merge, Plan, Task, VERSION};
+use crate::model::plan::{self, Action, MAX_TASKS, Merge, Plan, Task, VERSION};
 use crate::model::template;
 
 /// Keys of a plan.
@@ -49,9 +49,9 @@ pub struct Defaults<'a> {
 /// A need before it is resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Need {
-    /// The task at this place.
-    Made(usize),
-    /// An id or a glob over ids. Empty where a mistake was reported already.
+    /// The task at this place, or a checkpoint of it.
+    Made(usize, Option<CheckpointName>),
+    /// An id or a glob over ids, maybe with a checkpoint behind an `@`. Empty where a mistake was reported already.
     Text {
         /// As it is looked up.
         id: String,
@@ -184,13 +184,12 @@ pub(super) fn link(base: &str, made: Vec<Made<'_>>, merges: Vec<MadeMerge>, r: &
     let ids: Vec<TaskId> = made.iter().map(|m| m.task.id.clone()).collect();
     let written: Vec<&str> = made.iter().map(|m| m.written).collect();
     let mut resolver = Resolver::new(&ids, &written);
-    let mut edges: Vec<Vec<usize>> = Vec::with_capacity(made.len());
+    let mut edges: Vec<Vec<(usize, Option<CheckpointName>)>> = Vec::with_capacity(made.len());
     for (own, m) in made.iter().enumerate() {
         let path = |need| path_of(base, &[("tasks", Some(m.from)), ("needs", Some(need))]);
         edges.push(resolver.resolve(&m.needs, Some(own), path, r));
     }
     cycles(base, &made, &edges, r);
-    let name = |list: &[usize]| list.iter().map(|i| ids[*i].clone()).collect::<Vec<_>>();
     let mut out_merges = Vec::with_capacity(merges.len());
     for m in merges {
         let path = |need| path_of(base, &[("merge", Some(m.from)), ("needs", Some(need))]);
@@ -205,7 +204,7 @@ pub(super) fn link(base: &str, made: Vec<Made<'_>>, merges: Vec<MadeMerge>, r: &
                         let hint = r.did_you_mean(id, written.iter().copied());
                         r.add(path(), format!("names the task \"{}\", which does not exist", excerpt(id)), hint);
                     }
-                    Some(at) if !needs.contains(at) => {
+                    Some(at) if !needs.iter().any(|(i, _)| i == at) => {
                         let hint = Some("add it to this merge's needs".to_owned());
                         r.add(path(), format!("uses the result of \"{id}\" without waiting for it"), hint);
                     }
@@ -213,10 +212,12 @@ pub(super) fn link(base: &str, made: Vec<Made<'_>>, merges: Vec<MadeMerge>, r: &
                 }
             }
         }
-        merge.needs = name(&needs);
+        merge.needs = needs.iter().map(|(i, _)| ids[*i].clone()).collect();
         out_merges.push(merge);
     }
-    let tasks = made.into_iter().zip(&edges).map(|(m, needs)| Task { needs: name(needs), ..m.task }).collect();
+    let need = |(i, checkpoint): (usize, Option<CheckpointName>)| plan::Need { task: ids[i].clone(), checkpoint };
+    let named = edges.into_iter().map(|needs| needs.into_iter().map(need).collect());
+    let tasks = made.into_iter().zip(named).map(|(m, needs)| Task { needs, ..m.task }).collect();
     (tasks, out_merges)
 }
 
@@ -243,23 +244,29 @@ impl<'a> Resolver<'a> {
         Resolver { ids, written, by_id, globs: HashMap::new(), stamps: vec![0; ids.len()], stamp: 0, total: 0 }
     }
 
-    /// The places of the needed tasks, each once, in the order in which they were written.
+    /// The places of the needed tasks, each once (and once for each checkpoint), in the order in which they were written.
     fn resolve(
         &mut self,
         needs: &[(usize, Need)],
         own: Option<usize>,
         path: impl Fn(usize) -> String,
         r: &mut Report,
-    ) -> Vec<usize> {
+    ) -> Vec<(usize, Option<CheckpointName>)> {
         self.stamp += 1;
-        let mut out = Vec::new();
+        let mut out: Vec<(usize, Option<CheckpointName>)> = Vec::new();
         for (at, need) in needs {
+            let mut checkpoint = None;
             let found: Rc<[usize]> = match need {
-                Need::Made(i) => Rc::new([*i]),
+                Need::Made(i, name) => {
+                    checkpoint.clone_from(name);
+                    Rc::new([*i])
+                }
                 Need::Text { id, .. } if id.is_empty() => continue,
                 Need::Text { id, written } => {
+                    let (id, name) = split_need(id);
+                    checkpoint = name.and_then(|name| CheckpointName::new(name).ok());
                     let Some(found) = self.find(id, own) else {
-                        let written = written.as_ref().unwrap_or(id);
+                        let written = written.as_deref().map_or(id, |written| split_need(written).0);
                         let shown = excerpt(written);
                         let what = if glob::has_meta(id) {
                             format!("\"{shown}\" matches no other task")
@@ -273,7 +280,7 @@ impl<'a> Resolver<'a> {
                     found
                 }
             };
-            let is_glob = matches!(need, Need::Text { id, .. } if glob::has_meta(id));
+            let is_glob = matches!(need, Need::Text { id, .. } if glob::has_meta(split_need(id).0));
             for &i in found.iter() {
                 if own == Some(i) {
                     // A glob that also covers its own task means the others.
@@ -282,14 +289,18 @@ impl<'a> Resolver<'a> {
                     }
                     continue;
                 }
-                if std::mem::replace(&mut self.stamps[i], self.stamp) != self.stamp {
+                let new = match &checkpoint {
+                    None => std::mem::replace(&mut self.stamps[i], self.stamp) != self.stamp,
+                    Some(_) => !out.contains(&(i, checkpoint.clone())),
+                };
+                if new {
                     self.total += 1;
                     if self.total > MAX_NEEDS {
                         let hint = "put a task in between that the others need".to_owned();
                         r.add("$", format!("the tasks have more than {MAX_NEEDS} needs in all"), Some(hint));
                         return out;
                     }
-                    out.push(i);
+                    out.push((i, checkpoint.clone()));
                 }
             }
         }
@@ -315,8 +326,13 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// A need as it is written: the task, and the checkpoint behind an `@`.
+pub(super) fn split_need(text: &str) -> (&str, Option<&str>) {
+    text.split_once('@').map_or((text, None), |(task, name)| (task, Some(name)))
+}
+
 /// Reports circles of needs, each with the names along it. Walks with its own stack: a chain may be as long as a plan.
-fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<usize>], r: &mut Report) {
+fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<(usize, Option<CheckpointName>)>], r: &mut Report) {
     /// One circle often shows itself in several ways; more than these help nobody.
     const REPORTED: usize = 5;
     #[derive(Clone, Copy, PartialEq)]
@@ -335,7 +351,7 @@ fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<usize>], r: &mut Report) {
         let mut stack = vec![(start, 0)];
         while let Some((node, next)) = stack.last_mut() {
             let node = *node;
-            let Some(&to) = edges[node].get(*next) else {
+            let Some(&(to, _)) = edges[node].get(*next) else {
                 color[node] = Color::Closed;
                 stack.pop();
                 continue;
@@ -488,7 +504,7 @@ mod tests {
             {"id": "all", "run": ["x"], "needs": ["t-1", "*", "t-1"]},
             {"id": "t-1", "run": ["x"]},
             {"id": "t-2", "run": ["x"]}])));
-        let needs: Vec<&str> = plan.tasks[0].needs.iter().map(TaskId::as_str).collect();
+        let needs: Vec<&str> = plan.tasks[0].needs.iter().map(|n| n.task.as_str()).collect();
         assert_eq!(needs, ["t-1", "t-2"]);
     }
 

@@ -88,7 +88,8 @@ pub fn plan_text(plan: &Plan) -> String {
         }
         out.push('\n');
         if !task.needs.is_empty() {
-            let needs: Vec<&str> = task.needs.iter().map(crate::base::ids::TaskId::as_str).collect();
+            let needs: Vec<String> = task.needs.iter().map(ToString::to_string).collect();
+            let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
             line(&mut out, "  after", &few(&needs), SOME);
         }
         action_text(&task.action, SOME, &mut out);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use crate::base::env;
 use crate::base::ids::check_id;
 use crate::base::span::Limit;
+use crate::model::check::split_need;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Report, excerpt};
 use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate, PermissionMode};
@@ -229,7 +230,7 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
     if let Some(action) = action(n, r, scope) {
         out.action = action;
     }
-    out.needs = n.field("needs", r, |n, r| Some(needs(n, r, scope))).unwrap_or_default();
+    out.needs = n.field("needs", r, |n, r| Some(needs(n, r, scope, true))).unwrap_or_default();
     out.claims = n.field("claims", r, |n, r| Some(claims(n, r, scope))).unwrap_or_default();
     out.timeout = n.field("timeout", r, json::limit);
     out.retries = n.field("retries", r, |n, r| n.integer(r, 0..=100));
@@ -419,27 +420,42 @@ fn permission_mode(n: &Node<'_>, r: &mut Report) -> Option<PermissionMode> {
     n.choice(r, PermissionMode::NAMES)
 }
 
-/// Reads `needs`; what they name is resolved later, when all ids are known.
-fn needs(n: &Node<'_>, r: &mut Report, scope: Scope) -> Vec<String> {
+/// Reads `needs`; what they name is resolved later, when all ids are known. `checkpoints`: whether one may be meant.
+fn needs(n: &Node<'_>, r: &mut Report, scope: Scope, checkpoints: bool) -> Vec<String> {
     let mut out = Vec::new();
     for n in n.array(r) {
         // Positions stay those of the file, so that later problems name the right element.
         let s = n.text(r).unwrap_or_default();
-        let plain = template::fill(s, |_| Some("x".into()));
+        let (task, checkpoint) = split_need(s);
+        let plain = template::fill(task, |_| Some("x".into()));
         if s.is_empty() {
             // Already reported.
-        } else if let Some(at) = plain.find(['@', '?']).filter(|at| plain[..*at].bytes().all(is_id_byte)) {
-            let what = if plain[at..].starts_with('@') { "a need of a checkpoint" } else { "a need of a verdict" };
-            // `build-?` is a glob; `deploy?proceed` is a verdict.
-            if plain[at..].starts_with('@') || plain[at + 1..].starts_with(|c: char| c.is_ascii_alphabetic()) {
-                n.wrong_hint(r, format!("{what} is not supported by this version of cpw"), "need the whole task");
+        } else if let Some(name) = checkpoint {
+            let wrong = if checkpoints {
+                check_id(name)
+                    .err()
+                    .map(|e| (format!("the checkpoint \"{}\" {e}", excerpt(name)), "write build@compiled"))
+            } else {
+                Some(("names a checkpoint; a merge waits for the end of tasks".to_owned(), "need the whole task"))
+            };
+            if let Some((what, hint)) = wrong {
+                n.wrong_hint(r, what, hint);
                 out.push(String::new());
                 continue;
             }
-        } else if let Err(e) = Glob::text(&plain) {
+        } else if let Some(at) = plain.find('?').filter(|at| plain[..*at].bytes().all(is_id_byte))
+            // `build-?` is a glob; `deploy?proceed` is a verdict.
+            && plain[at + 1..].starts_with(|c: char| c.is_ascii_alphabetic())
+        {
+            let what = "a need of a verdict is not supported by this version of cpw";
+            n.wrong_hint(r, what, "need the whole task");
+            out.push(String::new());
+            continue;
+        }
+        if let Err(e) = Glob::text(&plain) {
             n.wrong(r, format!("\"{}\" {e}", excerpt(s)));
         }
-        template_names(&n, s, r, scope, false, NOTHING_MORE);
+        template_names(&n, task, r, scope, false, NOTHING_MORE);
         out.push(s.to_owned());
     }
     out
@@ -583,7 +599,7 @@ fn merge(n: &Node<'_>, r: &mut Report, scope: Scope) -> MergeDraft {
     }
     match n.get("needs") {
         Some(n) => {
-            out.needs = needs(&n, r, scope);
+            out.needs = needs(&n, r, scope, false);
             if n.value().as_array().is_some_and(Vec::is_empty) {
                 n.wrong(r, "is empty: there is nothing to wait for");
             }

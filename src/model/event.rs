@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::base::ids::{RunId, TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, RunId, TaskId, WorkerNo};
 use crate::model::scan;
 
 /// The version of the event schema; stands in `run_started` as `v`.
@@ -122,6 +122,8 @@ bodies! {
     Spawned(Process) = "spawned",
     /// How far an attempt says it is.
     Progress(Progress) = "progress",
+    /// An attempt has come to a point that others wait for.
+    Checkpoint(Checkpoint) = "checkpoint",
     /// The attempt succeeded.
     Done(Done) = "done",
     /// The attempt failed.
@@ -249,6 +251,16 @@ pub struct Progress {
     /// What the session shall read about it in the end (`cpw summary`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,
+}
+
+/// Payload of `checkpoint`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Which.
+    pub name: CheckpointName,
+    /// What the task hands over with it: any JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<serde_json::Value>,
 }
 
 /// Payload of `done`.

@@ -9,8 +9,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::base::ids::{MAX_ID, RunId, SessionId, TaskId, fold_id};
-use crate::model::check::{Defaults, Made, MadeMerge, Need, link, task_of};
+use crate::base::ids::{CheckpointName, MAX_ID, RunId, SessionId, TaskId, fold_id};
+use crate::model::check::{Defaults, Made, MadeMerge, Need, link, split_need, task_of};
 use crate::model::config::{ForEach, Rule, Settings, default_claude, default_workers};
 use crate::model::draft::{ITEM_NAMES, MAX_STRING, MergeDraft, TaskDraft};
 use crate::model::glob;
@@ -323,16 +323,22 @@ impl Family<'_> {
     fn needs(&self, needs: &[String], item: Option<usize>, values: &Values<'_>) -> Vec<(usize, Need)> {
         let mut out = Vec::with_capacity(needs.len());
         for (at, need) in needs.iter().enumerate() {
-            match (self.by_id.get(need.as_str()).copied(), item) {
-                (Some(d), Some(i)) if self.per_item[d] => out.push((at, Need::Made(self.first[d] + i))),
+            let (task, name) = split_need(need);
+            let checkpoint = name.and_then(|name| CheckpointName::new(name).ok());
+            let made = |i: usize| (at, Need::Made(i, checkpoint.clone()));
+            match (self.by_id.get(task).copied(), item) {
+                (Some(d), Some(i)) if self.per_item[d] => out.push(made(self.first[d] + i)),
                 (Some(d), None) if self.per_item[d] => {
-                    out.extend((0..self.items).map(|i| (at, Need::Made(self.first[d] + i))));
+                    out.extend((0..self.items).map(|i| made(self.first[d] + i)));
                 }
-                (Some(d), _) => out.push((at, Need::Made(self.first[d]))),
+                (Some(d), _) => out.push(made(self.first[d])),
                 (None, _) => {
-                    let mut id = values.id(need);
-                    if template::names(need).next().is_some() && !glob::has_meta(&id) {
+                    let mut id = values.id(task);
+                    if template::names(task).next().is_some() && !glob::has_meta(&id) {
                         id = fold_id(&id);
+                    }
+                    if let Some(name) = name {
+                        id = format!("{id}@{name}");
                     }
                     let written = (id != *need).then(|| need.clone());
                     out.push((at, Need::Text { id, written }));
@@ -498,8 +504,25 @@ mod tests {
         }
     }
 
-    fn names(list: &[TaskId]) -> Vec<&str> {
-        list.iter().map(TaskId::as_str).collect()
+    fn names<T: std::fmt::Display>(list: &[T]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_is_that_of_each_task_which_the_need_names() {
+        let plan = plan(
+            &each(&json!([
+                {"id": "build-{{item.stem}}", "run": ["b", "{{item}}"]},
+                {"id": "test-{{item.stem}}", "run": ["t", "{{item}}"], "needs": ["build-{{item.stem}}@compiled"]},
+                {"id": "all", "run": ["a"], "needs": ["build-*@compiled", "build-*", "test-*"]}])),
+            &["api.py", "db.py"],
+        );
+        let count = plan.tasks.iter().filter(|t| t.id.as_str().starts_with("build-")).count();
+        for (i, task) in plan.tasks[count..2 * count].iter().enumerate() {
+            assert_eq!(names(&task.needs), [format!("{}@compiled", plan.tasks[i].id)]);
+        }
+        let all = names(&plan.tasks[2 * count].needs);
+        assert_eq!((all.len(), all.iter().filter(|n| n.ends_with("@compiled")).count()), (3 * count, count), "{all:?}");
     }
 
     #[test]
@@ -717,7 +740,7 @@ mod tests {
                     }
                 }
                 if (distinct.len()..2 * distinct.len()).contains(&i) {
-                    prop_assert_eq!(&task.needs, &vec![plan.tasks[i - distinct.len()].id.clone()]);
+                    prop_assert_eq!(&task.needs, &vec![plan.tasks[i - distinct.len()].id.clone().into()]);
                     prop_assert_eq!(&task.action, &Action::Shell("echo \"$CPW_ITEM\"".into()));
                 }
                 for claim in &task.claims {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::ids::{RunId, SessionId, TaskId};
+use crate::base::ids::{BadId, CheckpointName, RunId, SessionId, TaskId};
 use crate::base::span::{Limit, Span};
 
 /// The version of the plan format that this cpw writes.
@@ -162,9 +162,9 @@ pub struct Task {
     /// What it does.
     #[serde(flatten)]
     pub action: Action,
-    /// Tasks that must be done before.
+    /// What must have happened before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub needs: Vec<TaskId>,
+    pub needs: Vec<Need>,
     /// Files or globs, relative to the project or absolute, that this task answers for towards the session.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<String>,
@@ -230,6 +230,47 @@ impl Isolate {
     /// Whether it works on the user's own files.
     pub fn is_none(&self) -> bool {
         *self == Isolate::None
+    }
+}
+
+/// What must have happened before a task starts. Written `build`, or `build@compiled`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Need {
+    /// The task.
+    pub task: TaskId,
+    /// The checkpoint that it must have come to; its end where absent.
+    pub checkpoint: Option<CheckpointName>,
+}
+
+impl From<TaskId> for Need {
+    fn from(task: TaskId) -> Need {
+        Need { task, checkpoint: None }
+    }
+}
+
+impl std::fmt::Display for Need {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.checkpoint {
+            None => write!(f, "{}", self.task),
+            Some(name) => write!(f, "{}@{name}", self.task),
+        }
+    }
+}
+
+impl From<Need> for String {
+    fn from(need: Need) -> String {
+        need.to_string()
+    }
+}
+
+impl TryFrom<String> for Need {
+    type Error = BadId;
+
+    fn try_from(text: String) -> Result<Need, BadId> {
+        let (task, checkpoint) = text.split_once('@').map_or((&*text, None), |(task, name)| (task, Some(name)));
+        let checkpoint = checkpoint.map(CheckpointName::new).transpose()?;
+        Ok(Need { task: TaskId::new(task)?, checkpoint })
     }
 }
 

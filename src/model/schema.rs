@@ -248,7 +248,13 @@ fn task(plan: bool) -> Value {
             text("A script for sh -c. Values reach it as environment only: \"$CPW_ITEM\", \"$CPW_PROMPT_FILE\"."),
         ),
         ("claude", reference("claude")),
-        ("needs", list(json!({"type": "string"}), "Ids of tasks, or globs over ids, that must be done before.")),
+        (
+            "needs",
+            list(
+                json!({"type": "string"}),
+                "Ids of tasks, or globs over ids, that must be done before; with @NAME behind one, a checkpoint that it must have come to.",
+            ),
+        ),
         ("claims", list(json!({"type": "string"}), "Files or globs that the task answers for towards the session.")),
         ("timeout", limit("How long one attempt may take.")),
         ("retries", integer(0, 100, "Further attempts after a failed one.")),

@@ -1,7 +1,6 @@
 //! What a live view shows of a run: a line for every worker with a task, one for what waits, one for the whole. Pure text
 //! of a state, a time and a size.
 
-use crate::base::ids::TaskId;
 use crate::base::text::one_line;
 use crate::logic::state::{State, TaskState};
 use crate::logic::view::Phase;
@@ -118,16 +117,11 @@ fn waiting(state: &State, plan: &Plan, f: Frame) -> Option<String> {
     Some(f.paint.dim(format!("    {}", one_line(&text, f.width.saturating_sub(5).max(1)))))
 }
 
-/// The tasks that task `i` still waits for, the first `most` by name.
+/// What task `i` still waits for, the first `most` by name.
 pub fn unmet(state: &State, plan: &Plan, i: usize, most: usize) -> String {
-    let open = |id: &&TaskId| {
-        state.index_of(id).is_some_and(|n| {
-            let need = &state.tasks[n];
-            !(need.phase == Phase::Done || (plan.tasks[n].allow_failure && need.phase.is_final()))
-        })
-    };
-    let names: Vec<&str> = plan.tasks[i].needs.iter().filter(open).map(TaskId::as_str).collect();
-    let mut text = names.iter().take(most).copied().collect::<Vec<_>>().join(", ");
+    let open = plan.tasks[i].needs.iter().filter(|need| !state.is_met(plan, need));
+    let names: Vec<String> = open.map(ToString::to_string).collect();
+    let mut text = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > most {
         let _ = write!(text, " and {} more", names.len() - most);
     }
@@ -199,7 +193,7 @@ mod tests {
     fn at(plan: &Plan, events: &[(&str, Body)]) -> State {
         let mut state = State::new(plan);
         for (n, (task, body)) in events.iter().enumerate() {
-            let task = TaskId::new(task).unwrap();
+            let task = crate::base::ids::TaskId::new(task).unwrap();
             let worker = WorkerNo(u32::from(task.as_str() == "slow") + 1);
             let draft = Draft::attempt(Some(worker), &task, 1, body.clone());
             state.apply(&Event::new(draft, n as u64 + 1, "2026-01-02T03:04:05.000000Z".into()));

@@ -89,6 +89,7 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
             let needed = plan.tasks.iter().any(|t| t.id.as_str() == because);
             line(Mark::Skip, format!("skipped {task}: {}{because}", if needed { "it needs " } else { "" }))
         }
+        Body::Checkpoint(p) => line(Mark::Note, format!("{by}{task} has come to {}", p.name)),
         Body::CancelRequested(p) => {
             let what = if task.is_empty() { "the run" } else { task };
             line(Mark::Note, format!("{} asked to cancel {what}", one_line(&p.by, 40)))

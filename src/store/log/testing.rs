@@ -6,11 +6,11 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::base::ids::{TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::simulation::{plan, run_started, task};
 use crate::model::event::{
-    Adopted, Answer, Body, CancelRequested, Decision, Delivered, Done, Draft, Ended, LogRepaired, Observed, Process,
-    Progress, Reason, ResultFile, RunEnded, Skipped, Started, Usage, Verdict,
+    Adopted, Answer, Body, CancelRequested, Checkpoint, Decision, Delivered, Done, Draft, Ended, LogRepaired, Observed,
+    Process, Progress, Reason, ResultFile, RunEnded, Skipped, Started, Usage, Verdict,
 };
 use crate::sys::dir::FileId;
 use crate::sys::medium::{Hold, Medium};
@@ -257,6 +257,10 @@ pub(super) fn every_kind() -> Vec<Draft> {
         attempt(Body::TimedOut(ended("its time limit was over"))),
         attempt(Body::Lost(ended("the worker died"))),
         attempt(Body::Cancelled(ended("cancelled"))),
+        attempt(Body::Checkpoint(Checkpoint {
+            name: CheckpointName::new("compiled").unwrap(),
+            data: Some(serde_json::json!({"at": "\u{2028}\n"})),
+        })),
         attempt(Body::Done(Done {
             exit: 0,
             duration_ms: 1234,
