@@ -136,6 +136,9 @@ fn d05_what_needs_a_task_waits_for_its_last_attempt() {
     assert!(skipped.len() == 1 && skipped[0]["seq"].as_u64() > last["seq"].as_u64(), "{skipped:?}");
 }
 
+/// How long many tasks may take on a machine that has much else to do.
+const LONG: std::time::Duration = std::time::Duration::from_mins(10);
+
 /// How many tasks are run; with the binary that ships it is the number that is meant.
 fn many() -> usize {
     if std::env::var_os("CPW_TEST_BINARY").is_some_and(|name| !name.is_empty()) { 10_000 } else { 400 }
@@ -154,10 +157,11 @@ fn run_all(tasks: &[Value]) {
         let end = &text[text.len().saturating_sub(1000)..];
         String::from_utf8_lossy(end).contains("\"t\":\"run_ended\"")
     };
-    site.until("the end of the run", || {
+    let begun = std::time::Instant::now();
+    while !ended() {
+        assert!(begun.elapsed() < LONG, "the run does not end");
         std::thread::sleep(std::time::Duration::from_millis(50));
-        ended()
-    });
+    }
     let ledger = site.end("ok");
     let mut place = std::collections::HashMap::new();
     for event in &ledger.events {
@@ -187,7 +191,7 @@ fn d06_many_tasks_in_a_chain() {
 
 #[test]
 fn d06_many_tasks_that_one_needs() {
-    let ids: Vec<String> = (0..many()).map(|i| format!("t{i}")).collect();
+    let ids: Vec<String> = (1..many()).map(|i| format!("t{i}")).collect();
     let all: Vec<&str> = ids.iter().map(String::as_str).collect();
     let mut tasks: Vec<Value> = ids.iter().map(|id| needing(id, &[])).collect();
     tasks.push(needing("last", &all));
