@@ -392,6 +392,50 @@ fn a_client_gets_neither_the_sessions_secrets_nor_what_the_project_allows_itself
 }
 
 #[test]
+fn an_isolated_client_works_in_its_worktree_and_not_on_the_users_files() {
+    on_each_client(|installed| {
+        let world = Arc::new(World::new());
+        world.write("a.txt", "a\n");
+        let git = |args: &[&str]| {
+            let mut command = world.command("/usr/bin/env");
+            command.arg("git").args(["-c", "user.name=t", "-c", "user.email=t@localhost"]).args(args);
+            assert!(command.output().expect("git runs").status.success(), "git {args:?}");
+        };
+        git(&["init", "-q"]);
+        git(&["add", "a.txt"]);
+        git(&["commit", "-q", "-m", "one"]);
+        let mut task = ask("a", "INNER-PROMPT", &json!({"permission_mode": "acceptEdits"}));
+        task["isolate"] = "worktree".into();
+        write_plan(&world, &json!({}), &json!([task]));
+        let api = Api::start(Script::new());
+        let there = Arc::clone(&world);
+        let outside = world.project().join("outside.txt");
+        let script = Script::new()
+            .ask(move |_: &Request| {
+                let trees = std::fs::read_dir(there.project().join(".claude/worktrees")).expect("worktrees").flatten();
+                let tree = trees.map(|t| t.path()).find(|t| t.is_dir()).expect("its worktree");
+                Turn::tool("Write", json!({"file_path": tree.join("made.txt"), "content": "made\n"}))
+            })
+            .ask(move |request: &Request| {
+                assert_ne!(request.tool_failed(&tool_use_id(0, 0)), Some(true), "{:?}", request.news());
+                Turn::tool("Write", json!({"file_path": outside, "content": "x"}))
+            })
+            .ask(|request: &Request| {
+                assert_eq!(request.tool_failed(&tool_use_id(1, 0)), Some(true), "{:?}", request.news());
+                Turn::text("Made.")
+            });
+        api.beside("INNER-PROMPT", script);
+        let happened = run(&Client::new(installed, &world, &api), &world);
+        let (kind, payload) = outcome(&happened, "a");
+        assert_eq!(kind, "done", "{payload}");
+        assert!(!world.project().join("outside.txt").exists() && !world.project().join("made.txt").exists());
+        let applied = world.cpw(&["result", "a", "--apply"]).output().expect("cpw runs");
+        assert!(applied.status.success(), "{applied:?}");
+        assert_eq!(std::fs::read_to_string(world.project().join("made.txt")).expect("its change"), "made\n");
+    });
+}
+
+#[test]
 fn a_client_that_is_cancelled_says_what_it_has_spent() {
     on_each_client(|installed| {
         let world = World::new();

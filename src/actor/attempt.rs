@@ -196,6 +196,11 @@ impl Ground {
         }
     }
 
+    /// What stands for the project.
+    fn project<'a>(&'a self, folder: &'a RunDir) -> &'a Path {
+        self.isolated.as_ref().map_or(&folder.project, Isolated::project)
+    }
+
     /// Gives it up because the task could not be started, for this reason.
     fn undo(self, reason: String) -> String {
         match self.isolated {
@@ -251,14 +256,7 @@ impl Attempt {
         let mut environment = environ::build(std::env::vars_os(), task, &identity);
         let ground = Ground::of(making, task, id.number, &mut environment)?;
         let cwd = &ground.cwd;
-        let argv: Vec<OsString> = match &task.action {
-            Action::Run(argv) => argv.iter().map(OsString::from).collect(),
-            Action::Shell(script) => vec!["sh".into(), "-c".into(), script.into()],
-            Action::Claude(task) => {
-                let budget_usd = making.state.tasks[id.index].open.as_ref().and_then(|open| open.budget_usd);
-                claude::argv(Call { task, out: &out_path, project: &folder.project, cwd, budget_usd })
-            }
-        };
+        let argv = argv_of(making, &id, &ground, &out_path);
         let path = environment.iter().find(|(n, _)| n == "PATH").map(|(_, v)| v.clone()).unwrap_or_default();
         let name = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
         let program = match spawn::resolve_program(name, &path, cwd, &folder.project) {
@@ -588,6 +586,26 @@ fn failure(exit: Exit, reason: String, duration: u64, result: Option<ResultFile>
 
 fn has_result(out: &Dir) -> bool {
     out.names().is_ok_and(|names| names.iter().any(|n| n.to_string_lossy().starts_with("result.")))
+}
+
+/// The program and its arguments.
+fn argv_of(making: Making<'_>, id: &AttemptId, ground: &Ground, out: &Path) -> Vec<OsString> {
+    match &making.plan.tasks[id.index].action {
+        Action::Run(argv) => argv.iter().map(OsString::from).collect(),
+        Action::Shell(script) => vec!["sh".into(), "-c".into(), script.into()],
+        Action::Claude(task) => {
+            let budget_usd = making.state.tasks[id.index].open.as_ref().and_then(|open| open.budget_usd);
+            let project = &making.folder.project;
+            claude::argv(Call {
+                task,
+                out,
+                project,
+                ground: ground.project(making.folder),
+                cwd: &ground.cwd,
+                budget_usd,
+            })
+        }
+    }
 }
 
 /// What a task is told about the tasks it needs: per need its state, its line and the absolute path of its result.

@@ -24,8 +24,10 @@ pub struct Call<'a> {
     pub task: &'a ClaudeTask,
     /// Where it leaves files.
     pub out: &'a Path,
-    /// The project.
+    /// The project, whose settings say what is forbidden.
     pub project: &'a Path,
+    /// What stands for the project: it, or the worktree of a task that has one of its own.
+    pub ground: &'a Path,
     /// Where it runs.
     pub cwd: &'a Path,
     /// What it may spend, in US dollars.
@@ -39,7 +41,7 @@ pub struct Call<'a> {
 /// settings forbid stays forbidden. Its `CLAUDE.md` is read because its folder is named, see [`ENVIRONMENT`]. Hooks are off,
 /// so that a worker does not start workers.
 pub fn argv(call: Call<'_>) -> Vec<OsString> {
-    let Call { task, out, project, cwd, budget_usd } = call;
+    let Call { task, out, project, ground, cwd, budget_usd } = call;
     let mut args: Vec<OsString> =
         [PROGRAM, "-p", "--verbose", "--no-session-persistence", "--strict-mcp-config"].map(OsString::from).into();
     let mut option = |name: &str, value: OsString| {
@@ -51,8 +53,8 @@ pub fn argv(call: Call<'_>) -> Vec<OsString> {
     option("--settings", settings(project).to_string().into());
     option("--permission-mode", task.permission_mode.name().into());
     option("--add-dir", out.as_os_str().to_owned());
-    option("--add-dir", project.as_os_str().to_owned());
-    if cwd != project {
+    option("--add-dir", ground.as_os_str().to_owned());
+    if cwd != ground {
         option("--add-dir", cwd.as_os_str().to_owned());
     }
     if let Some(model) = &task.model {
@@ -348,7 +350,7 @@ mod tests {
         std::fs::write(project.join(SETTINGS[1]), r#"{"permissions": {"deny": ["WebFetch"]}}"#).unwrap();
         let task = task(r#"{"prompt": "--help", "tools": ["Read", "Bash(git *)"], "permission_mode": "acceptEdits"}"#);
         let (out, cwd) = (Path::new("/out"), project.join("sub"));
-        let args = argv(Call { task: &task, out, project, cwd: &cwd, budget_usd: Some(0.25) });
+        let args = argv(Call { task: &task, out, project, ground: project, cwd: &cwd, budget_usd: Some(0.25) });
         let has = |pair: [&str; 2]| args.windows(2).any(|w| w == pair);
         assert!(has(["--allowedTools", "Read,Bash(git *)"]) && has(["--permission-mode", "acceptEdits"]));
         assert!(has(["--setting-sources", "user"]) && has(["--max-budget-usd", "0.25"]) && has(["--add-dir", "/out"]));

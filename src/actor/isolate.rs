@@ -218,6 +218,11 @@ impl Isolated {
         make(folder, spot).map_err(|e| format!("cannot make its worktree: {e}"))
     }
 
+    /// The project in the worktree.
+    pub fn project(&self) -> &Path {
+        &self.project
+    }
+
     /// Where the task runs, when its plan says `cwd`.
     pub fn cwd(&self, cwd: Option<&str>) -> Result<PathBuf, String> {
         let Some(cwd) = cwd else { return Ok(self.project.clone()) };
