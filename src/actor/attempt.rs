@@ -226,7 +226,9 @@ impl Attempt {
         let stderr = logs.create_new(stderr_name, 0o600).map_err(failed("the file for stderr"))?;
         let needs = format!("{name}.needs.json");
         let needs_json = needs_of(making, task).to_string();
-        logs.write_atomic(&needs, needs_json.as_bytes(), 0o600, false).map_err(failed("the file of needed results"))?;
+        // Nobody reads it before the task is there, and an attempt that is given up is never made again.
+        let told = logs.create_new(&needs, 0o600).and_then(|file| file.write_all_at(needs_json.as_bytes(), 0));
+        told.map_err(failed("the file of needed results"))?;
 
         let (mut scratch, mut stream, mut stdin) = (None, None, None);
         if let Some(claude) = task.claude() {
