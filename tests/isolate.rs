@@ -394,6 +394,44 @@ fn a_change_is_merged_with_what_the_user_did_since_or_refused_whole() {
     assert_eq!(scene.left("index").len() + scene.left("patch").len(), 0);
 }
 
+/// git removes every file that it replaces before it writes the first one: what stops it in between must not cost a file.
+#[test]
+fn a_change_that_cannot_be_written_to_its_end_leaves_the_files_as_they_were() {
+    let Some(scene) = scene("a_change_that_cannot_be_written_to_its_end_leaves_the_files_as_they_were") else { return };
+    scene.world.write("dir/file", "d\n");
+    scene.world.write("gone", "g\n");
+    fs::set_permissions(scene.root().join("b.txt"), fs::Permissions::from_mode(0o755)).unwrap();
+    scene.commit();
+    scene.run(&json!([
+        {"id": "over", "isolate": "worktree", "shell": "rm -r dir; echo f > dir; echo more >> a.txt; rm gone; echo new > new"},
+        {"id": "big", "isolate": "worktree", "shell": "head -c 4000000 /dev/zero > deep.er; mkdir -p c/d; echo c > c/d/e; \
+            rm gone; echo more >> a.txt; echo B > b.txt"}]));
+    scene.world.write("a.txt", &scene.world.read("a.txt").unwrap().replace("line 2", "mine, in no commit"));
+    scene.world.write("dir/kept.ignored", "kept\n");
+    let (before, own) = (files(&scene.root()), scene.own());
+
+    // A file that git ignores is in the way of one; the disk has no room for another.
+    let over = scene.cpw(&["result", "over", "--apply"]);
+    assert_eq!(over.status.code(), Some(1), "{over:?}");
+    assert!(text(&over.stderr).contains("nothing was changed"), "{over:?}");
+    assert_eq!(files(&scene.root()), before);
+    for ignored in ["", "trap '' XFSZ; "] {
+        let small = format!("ulimit -f 256; {ignored}exec \"$0\" result big --apply");
+        let mut command = scene.world.command("/bin/sh");
+        let full = command.args(["-c", &small]).arg(support::world::program()).envs(GIT).output().unwrap();
+        assert_eq!(full.status.code(), Some(1), "{full:?}");
+        assert!(text(&full.stderr).contains("nothing was changed"), "{full:?}");
+        assert_eq!(files(&scene.root()), before);
+        assert_eq!(scene.own(), own);
+    }
+    assert!(scene.left("index").is_empty() && scene.left("patch").is_empty());
+
+    let fits = scene.cpw(&["result", "big", "--apply"]);
+    assert!(fits.status.success(), "{fits:?}");
+    let merged = scene.world.read("a.txt").unwrap();
+    assert!(merged.contains("mine, in no commit") && merged.ends_with("more\n"), "{merged}");
+}
+
 #[test]
 fn a_patch_that_was_changed_since_is_not_applied() {
     let Some(scene) = scene("a_patch_that_was_changed_since_is_not_applied") else { return };

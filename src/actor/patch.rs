@@ -3,8 +3,10 @@
 //! what they have staged, stays as it is.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +24,9 @@ use crate::sys::spawn::Exit;
 
 /// How long applying may take.
 const LIMIT: Duration = Duration::from_mins(5);
+
+/// How many files one call names, so that their names fit.
+const NAMES: usize = 200;
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +69,7 @@ pub fn apply(folder: &RunDir, spot: &Spot, check: bool) -> Result<Applied, Strin
     let scratch = Scratch::new(spot);
     let merging = Merging { git: &git, repo: &repo, patch: &spot.patch(), index: &scratch.index };
     let ours = merging.files()?;
+    git::copy_index(&scratch.index, &scratch.before).map_err(|e| format!("cannot copy the index: {e}"))?;
     let ran = merging.try_apply(&["--3way"])?;
     if ran.exit != Exit::Code(0) {
         let misfits = merging.misfits(&ran, &ours)?;
@@ -86,8 +92,17 @@ pub fn apply(folder: &RunDir, spot: &Spot, check: bool) -> Result<Applied, Strin
     if looked.exit != Exit::Code(0) {
         return Ok(Applied::Refused(errors(&looked)));
     }
-    if !check {
-        call().args([&scratch.patch]).ask()?;
+    if !check && let Err(e) = call().args([&scratch.patch]).ask() {
+        // git removes what it replaces before it writes the first file: it must not stay half done.
+        let back = Git::find(&project, &[], LIMIT).and_then(|git| {
+            Undo { git: &git, top: &repo.top, index: &scratch.before, ours: &ours, merged: &merged }.run()
+        });
+        return Err(match back {
+            Ok(()) => format!("{e}; nothing was changed"),
+            Err(more) => format!(
+                "{e}; not all files could be put back: {more}; `git restore --source={ours} -- FILE` brings back one as it was"
+            ),
+        });
     }
     Ok(Applied::Changed(stat))
 }
@@ -95,23 +110,79 @@ pub fn apply(folder: &RunDir, spot: &Spot, check: bool) -> Result<Applied, Strin
 /// Files of our own beside the attempt's logs, removed when this is dropped.
 struct Scratch {
     index: PathBuf,
+    /// The user's files as they were, as an index: written while nothing is changed yet, for a disk that becomes full then.
+    before: PathBuf,
     patch: PathBuf,
 }
 
 impl Scratch {
     fn new(spot: &Spot) -> Scratch {
         let me = process::me().pid;
-        Scratch { index: spot.file(&format!("apply-{me}.index")), patch: spot.file(&format!("apply-{me}.patch")) }
+        let file = |what: &str| spot.file(&format!("apply-{me}.{what}"));
+        Scratch { index: file("index"), before: file("before"), patch: file("patch") }
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // git leaves the lock of an index where it was killed for taking too long.
-        for file in [&self.index, &self.index.with_extension("index.lock"), &self.patch] {
+        for file in [&self.index, &self.index.with_extension("index.lock"), &self.before, &self.patch] {
             drop(fs::remove_file(file));
         }
     }
+}
+
+/// Takes back what a call of git has changed that could not write all files. What somebody else has written meanwhile stays.
+struct Undo<'a> {
+    git: &'a Git,
+    top: &'a Path,
+    index: &'a Path,
+    ours: &'a str,
+    merged: &'a str,
+}
+
+impl Undo<'_> {
+    fn run(&self) -> Result<(), String> {
+        let between = ["diff-tree", "-r", "-z", "--name-status", "--no-renames", self.ours, self.merged];
+        let listed = self.git.at(self.top).args(between).ask()?;
+        let mut fields = listed.split(|b| *b == 0).filter(|f| !f.is_empty());
+        let mut back = Vec::new();
+        while let (Some(kind), Some(name)) = (fields.next(), fields.next()) {
+            let name = Path::new(OsStr::from_bytes(name));
+            let path = self.top.join(name);
+            // Also what was written in part only is of that call.
+            let written = || Ok::<_, String>(self.wanted(name)?.starts_with(&content(&path)?));
+            match kind {
+                b"A" if path.symlink_metadata().is_ok_and(|m| !m.is_dir()) && written()? => {
+                    fs::remove_file(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+                    let parents = path.ancestors().skip(1).take_while(|p| *p != self.top);
+                    // The first that holds something else ends it.
+                    parents.map(fs::remove_dir).take_while(Result::is_ok).for_each(drop);
+                }
+                b"A" => {}
+                _ if path.symlink_metadata().is_err() || kind != b"D" && written()? => back.push(name),
+                _ => {}
+            }
+        }
+        let call = || self.git.at(self.top).index(self.index).args(["checkout-index", "--force", "--"]);
+        back.chunks(NAMES).try_for_each(|names| call().args(names).ask().map(drop))
+    }
+
+    /// What git was to write there.
+    fn wanted(&self, name: &Path) -> Result<Vec<u8>, String> {
+        let mut object = OsString::from(format!("{}:", self.merged));
+        object.push(name);
+        self.git.at(self.top).args([OsStr::new("cat-file"), OsStr::new("--filters"), &object]).ask()
+    }
+}
+
+/// What is in a file, or where a link leads.
+fn content(path: &Path) -> Result<Vec<u8>, String> {
+    let read = match path.symlink_metadata() {
+        Ok(meta) if meta.is_symlink() => fs::read_link(path).map(|to| to.into_os_string().into_vec()),
+        _ => fs::read(path),
+    };
+    read.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 struct Merging<'a> {
