@@ -581,6 +581,45 @@ fn p11_a_stopped_task_is_shown_and_ends_at_its_limit() {
     assert!(site.has("timed_out", "a", 1));
 }
 
+/// Who waits may be the only one who looks.
+#[test]
+fn p11_a_stopped_worker_is_ended_at_the_limit_by_who_waits_for_the_run() {
+    let site = Site::new();
+    let mut plan = plan_of(1, &[shell("a", &format!("beat; {}", awaits("never")))]);
+    plan["limits"]["run_timeout"] = json!("3s");
+    site.detach(&plan);
+    site.until_spawned("a", 1);
+    signal(site.worker_of("a"), Signal::SIGSTOP);
+    let done = site.cpw(&["wait", "--run", "--timeout", "1m"]);
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    assert!(done.err.contains("is failed"), "{done:?}");
+    site.end("failed");
+}
+
+#[test]
+fn p11_a_stopped_worker_does_not_keep_its_run_from_being_cancelled() {
+    let site = Site::new();
+    site.detach(&plan_of(
+        2,
+        &[
+            shell("a", &format!("beat; {}", awaits("never"))),
+            shell("b", &format!("beat; {}", awaits("never"))),
+            json!({"id": "c", "needs": ["a"], "run": ["true"]}),
+        ],
+    ));
+    for task in ["a", "b"] {
+        site.until_spawned(task, 1);
+    }
+    for pid in ["a", "b"].map(|task| site.worker_of(task)) {
+        // Not while it writes: the log's lock is another matter.
+        site.until("it has nothing to do", || state(pid) == Some('S'));
+        signal(pid, Signal::SIGSTOP);
+    }
+    let done = site.cpw(&["cancel"]);
+    assert!(done.is_ok(), "{done:?}");
+    site.end("cancelled");
+}
+
 #[test]
 fn p12_a_run_that_stood_still_as_a_whole_goes_on_as_if_nothing_had_been() {
     let site = Site::new();

@@ -171,7 +171,7 @@ pub fn tend_run(run: &mut Run) -> Result<Tended, LogError> {
     if run.state.view.ended.is_some() {
         return Ok(Tended::Nobody);
     }
-    if anybody(&run.folder, &run.state.view) && !hung::end_overdue(run, None, clock::mono_ms()) {
+    if anybody(&run.folder, &run.state.view) && !hung::end_overdue(run, None, None, clock::mono_ms()) {
         return Ok(Tended::Alive);
     }
     // A worker that has left in order may have ended the run since it was read.

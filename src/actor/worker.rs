@@ -203,7 +203,7 @@ impl Worker {
         self.meet_new_ones();
         self.watch_client()?;
         self.watch_attempt();
-        if hung::end_overdue(&self.run, Some(self.me), self.looked_ms) {
+        if hung::end_overdue(&self.run, Some(self.me), None, self.looked_ms) {
             self.look_at_ms = Some(self.looked_ms + AGAIN_MS);
         }
         self.find_dead()?;
@@ -540,7 +540,7 @@ impl Worker {
         let now = clock::mono_ms();
         let mut at = now.saturating_add(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX));
         let attempt = self.attempt.as_ref().and_then(Attempt::next_look);
-        let overdue = hung::next_overdue(&self.run, Some(self.me), self.looked_ms);
+        let overdue = hung::next_overdue(&self.run, Some(self.me), None, self.looked_ms);
         let idle = self.attempt.is_none() || self.leads;
         let moment = sched::next_moment(&self.run.state, &self.run.plan, self.looked_ms).filter(|_| idle);
         for earlier in [attempt, moment, overdue, self.look_at_ms].into_iter().flatten() {

@@ -18,8 +18,9 @@ use crate::sys::clock;
 use crate::ui::lines;
 use crate::ui::print;
 
-/// How long the effect is waited for, in milliseconds: longer than a task gets between SIGTERM and SIGKILL.
-const WAIT_MS: u64 = 8_000;
+/// How long the effect is waited for, in milliseconds: longer than a task gets between SIGTERM and SIGKILL, and than a
+/// worker that was stopped gets.
+const WAIT_MS: u64 = 12_000;
 
 /// Between two looks, should a ring be lost.
 const AGAIN: Duration = Duration::from_secs(1);
