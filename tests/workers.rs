@@ -654,6 +654,19 @@ fn p12_a_run_that_stood_still_as_a_whole_goes_on_as_if_nothing_had_been() {
     assert_eq!((ledger.count("lost"), ledger.count("worker_lost"), ledger.count("started")), (0, 0, 3));
 }
 
+#[test]
+fn a_task_that_cancels_means_its_own_run_and_not_the_newest() {
+    let site = Site::new();
+    let own = site.detach(&plan_of(1, &[shell("a", &format!("{}; cpw cancel", awaits("go")))]));
+    let newest = site.detach(&plan_of(1, &[shell("b", &awaits("stop"))]));
+    site.go("go");
+    let done = site.cpw(&["wait", "--run", &own, "--timeout", "1m"]);
+    assert!(done.status.code() == Some(1) && done.err.contains("cancelled"), "{done:?}");
+    site.go("stop");
+    let done = site.cpw(&["wait", "--run", &newest, "--timeout", "1m"]);
+    assert!(done.is_ok(), "{done:?}");
+}
+
 // P13, P14
 
 /// A terminal: the side of who shows it, which nobody else gets, and the side of programs.

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::actor::vigil::Vigil;
 use crate::base::exit::{Exit, Wrong};
-use crate::cmd::{find, follow};
+use crate::cmd::{find, follow, inside};
 use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft};
 use crate::store::bells;
@@ -31,6 +31,7 @@ const AGAIN: Duration = Duration::from_secs(1);
     cpw cancel                    the newest run here, all of it\n  \
     cpw cancel build              only the task `build` of it, and what needs it\n  \
     cpw cancel --run 20261121-10  another run, by a unique beginning of its id\n\n\
+    Inside a task it means the task's own run.\n\
     Exit code: 0 it is cancelled, or going to be · 1 there was nothing to cancel any more")]
 pub struct Args {
     /// The task: its id or a unique beginning of it (the whole run where absent)
@@ -42,8 +43,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let project = find::project()?;
-    let folder = find::run(&project, args.run.as_deref())?;
+    // A task that cancels means its own run: the newest one may be somebody else's.
+    let own = if args.run.is_none() { inside::own_run()? } else { None };
+    let folder = match own {
+        Some(own) => own,
+        None => find::run(&find::project()?, args.run.as_deref())?,
+    };
     if !registry::is_ours(&folder) {
         return Err(Wrong::new(registry::FOREIGN).into());
     }
