@@ -580,7 +580,8 @@ impl<M: Medium> Log<M> {
             Ok(n) => {
                 let whole = lines[..n].iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
                 self.file.truncate(before + whole as u64).map_err(io_error("cut back"))?;
-                let source = io::Error::new(io::ErrorKind::StorageFull, "only a part could be written");
+                let source =
+                    io::Error::new(io::ErrorKind::StorageFull, "only a part could be written: is the disk full?");
                 Err(LogError::Io { doing: "write", source })
             }
             Err(source) => Err(LogError::Io { doing: "write", source }),
