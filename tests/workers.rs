@@ -332,11 +332,47 @@ fn p05_without_its_mark_it_goes_as_well_while_its_worker_lives() {
     assert!(pids.len() == 1 && !lives(pids[0]), "{pids:?}");
 }
 
-/// What nobody can find is not killed, and nothing waits for it or is said of it. Nor is a stranger taken for it.
+/// The daemon is then a child of another worker that goes on with its own task, or of nobody here.
 #[test]
-fn p05_without_its_mark_and_its_worker_it_does_not_hold_up_the_run() {
+fn p05_without_its_mark_it_is_gone_before_the_next_attempt_when_its_worker_dies() {
+    for alone in [true, false] {
+        let site = Site::new();
+        let beats = format!(
+            "echo $$ >>\"{}\"; while :; do echo a 1 >>\"{}\"; sleep 0.02; done",
+            site.home("escaped").display(),
+            site.home("effects").display()
+        );
+        let first =
+            format!("(env -i setsid sh -c 'trap \"\" HUP TERM; {beats}' >/dev/null 2>&1 &); {}", awaits("never"));
+        let script = format!("[ $CPW_ATTEMPT -gt 1 ] && {{ beat; {}; exit 0; }}; {first}", awaits("go"));
+        // Who begins first starts the others, and gets what they leave behind.
+        let older = if alone { Vec::new() } else { vec![shell("older", &awaits("go"))] };
+        let needs = json!({"retries": 1, "priority": -1});
+        let tasks = [older, vec![shell_with("a", needs, &script)]].concat();
+        site.detach(&plan_of(if alone { 1 } else { 2 }, &tasks));
+        site.until("the daemon", || site.said("effects").lines().count() > 5 && site.has("spawned", "a", 1));
+        let daemon = escaped(&site)[0];
+        site.kill_worker_of("a");
+        site.until("the second attempt", || {
+            site.status();
+            site.said("effects").lines().last() == Some("a 2")
+        });
+        assert!(!lives(daemon), "it goes on beside the next attempt");
+        site.go("go");
+        site.end("ok");
+    }
+}
+
+/// What sets its stamp back as well, nobody can find. It is not killed, and nothing waits for it or is said of it. Nor is a
+/// stranger taken for it.
+#[test]
+fn p05_without_any_mark_and_its_worker_it_does_not_hold_up_the_run() {
+    if !Command::new("prlimit").arg("--version").output().is_ok_and(|out| out.status.success()) {
+        return skip("p05", "there is no prlimit", REQUIRE);
+    }
     let site = Site::new();
-    let escape = escaping("env -i setsid").replace("{escaped}", &site.home("escaped").display().to_string());
+    let escape = escaping("prlimit --rttime=unlimited env -i setsid")
+        .replace("{escaped}", &site.home("escaped").display().to_string());
     site.detach(&plan_of(1, &[shell("a", &format!("{escape}; {}", awaits("never")))]));
     site.until("the daemon", || escaped(&site).len() == 1 && site.has("spawned", "a", 1));
     site.kill_worker_of("a");

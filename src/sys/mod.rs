@@ -18,6 +18,7 @@ pub mod random;
 pub mod signals;
 pub mod spawn;
 pub mod spool;
+mod stamp;
 mod timer;
 pub mod tree;
 

@@ -23,7 +23,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
 use super::process::{Stat, pidfd};
-use super::{lock, signals};
+use super::{lock, signals, stamp};
 use crate::base::env;
 use crate::model::event::Process;
 
@@ -134,7 +134,7 @@ pub fn spawn_detached(
     let live = above_standard(live.into()).map_err(|e| system(exe, &e))?;
     let seat = seat.map(|seat| above_standard(seat.into())).transpose().map_err(|e| system(exe, &e))?;
     let stdout = seat.as_ref().map_or(null.as_fd(), AsFd::as_fd);
-    let (first, report) = start(exe, &image, [live.as_fd(), stdout, null.as_fd()], Role::Detached)?;
+    let (first, report) = start(exe, &image, [live.as_fd(), stdout, null.as_fd()], Role::Detached, None)?;
     // The intermediate process has nothing left to do; ECHILD: somebody else waited for it.
     while waitpid(first, None) == Err(Errno::EINTR) {}
     if let Some((step, errno)) = report.failure {
@@ -208,7 +208,8 @@ pub enum Exit {
     Signal(i32),
 }
 
-/// Starts a task: own session and group, killed by the kernel when the calling thread ends (Linux).
+/// Starts a task: own session and group, killed by the kernel when the calling thread ends, and stamped with the marks in
+/// its environment (Linux).
 pub fn spawn_task(task: TaskSpawn<'_>) -> Result<Task, SpawnError> {
     let TaskSpawn { program, argv, env, cwd, stdin, stdout, stderr } = task;
     let image = Image::new(program, argv, env, cwd)?;
@@ -216,7 +217,8 @@ pub fn spawn_task(task: TaskSpawn<'_>) -> Result<Task, SpawnError> {
     let stdin = stdin.map_or_else(|| dev_null(program), &raised)?;
     let (stdout, stderr) = (raised(stdout)?, raised(stderr)?);
     signals::keep_exit_codes().map_err(|e| system(program, &e))?;
-    let (pid, report) = start(program, &image, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()], Role::Task)?;
+    let standard = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let (pid, report) = start(program, &image, standard, Role::Task, stamp_of(env))?;
     if let Some((step, errno)) = report.failure {
         while waitpid(pid, None) == Err(Errno::EINTR) {}
         return Err(image.explain(program, cwd, step, errno));
@@ -226,6 +228,16 @@ pub fn spawn_task(task: TaskSpawn<'_>) -> Result<Task, SpawnError> {
     let process = Stat::of(pid)
         .map_or(Process { pid, start_time: 0, boot_id: super::clock::boot_id().to_owned() }, |s| s.process());
     Ok(Task { process, pidfd: pidfd(pid).ok(), exit: None })
+}
+
+/// The stamp for a task with this environment; none where it has not all marks of an attempt.
+fn stamp_of(variables: &[(OsString, OsString)]) -> Option<u64> {
+    let entry = |name: &str| {
+        let (key, value) = variables.iter().find(|(key, _)| key == name)?;
+        Some([key.as_bytes(), b"=", value.as_bytes()].concat())
+    };
+    let mark: Vec<Vec<u8>> = [env::RUN, env::TASK, env::ATTEMPT].into_iter().map(entry).collect::<Option<_>>()?;
+    Some(stamp::of(mark.iter().map(Vec::as_slice)))
 }
 
 impl Task {
@@ -540,7 +552,13 @@ impl Report {
 }
 
 /// Forks; returns the child's pid and what was reported until the new program runs or could not be started.
-fn start(program: &Path, image: &Image, stdio: [BorrowedFd<'_>; 3], role: Role) -> Result<(Pid, Report), SpawnError> {
+fn start(
+    program: &Path,
+    image: &Image,
+    stdio: [BorrowedFd<'_>; 3],
+    role: Role,
+    stamp: Option<u64>,
+) -> Result<(Pid, Report), SpawnError> {
     let told = |e: io::Error| system(program, &e);
     let (reader, writer) = io::pipe().map_err(told)?;
     let writer = above_standard(writer.into()).map_err(told)?;
@@ -551,6 +569,7 @@ fn start(program: &Path, image: &Image, stdio: [BorrowedFd<'_>; 3], role: Role) 
         parent: getpid().as_raw(),
         last_fd: last_fd(),
         role,
+        limit: stamp::for_child(stamp),
     };
     // No handler of ours may run in the child: it would write to the pipe that we poll.
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(|e| told(e.into()))?;
@@ -589,6 +608,9 @@ struct Child<'a> {
     parent: i32,
     last_fd: RawFd,
     role: Role,
+    /// What carries the stamp, soft and hard.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux has stamps"))]
+    limit: Option<(u64, u64)>,
 }
 
 /// Where the report pipe is while everything above is closed.
@@ -623,6 +645,12 @@ impl Child<'_> {
                 if libc::getppid() != self.parent {
                     libc::_exit(127);
                 }
+            }
+            #[cfg(target_os = "linux")]
+            if let Some((rlim_cur, rlim_max)) = self.limit {
+                let limit = libc::rlimit { rlim_cur, rlim_max };
+                // Where this fails a task has its other marks.
+                libc::setrlimit(libc::RLIMIT_RTTIME, &raw const limit);
             }
             Self::default_signals();
             for (to, from) in (0..).zip(self.stdio) {

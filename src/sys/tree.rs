@@ -1,9 +1,10 @@
 //! Everything that belongs to one attempt, also what escaped from its process group, and how it is ended.
 //!
-//! Three nets, since each has a hole: the process group and session of the attempt's first process (lost by `setsid`),
-//! the mark in the environment (lost by `env -i`), and descent from the worker, which is a subreaper and gets orphans back
-//! (lost when the worker dies). What slips through all three is not found, and nothing here claims otherwise.
-//! On macOS environments cannot be read and orphans do not come back: only group and session hold.
+//! Four nets, since each has a hole: the process group and session of the attempt's first process (lost by `setsid`),
+//! the mark in the environment (lost by `env -i`), descent from the worker, which is a subreaper and gets orphans back
+//! (lost when the worker dies), and the stamp that nobody loses who does not set it back ([`super::stamp`]). What slips
+//! through all four is not found, and nothing here claims otherwise.
+//! On macOS environments cannot be read, orphans do not come back and nobody is stamped: only group and session hold.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use nix::unistd::getpid;
 
 use super::process::{self, Emptiness, Signal, Stat, all_pids, emptiness, environ_block};
 use super::spawn::has_descendants;
+use super::stamp;
 use crate::base::env;
 use crate::model::event::Process;
 
@@ -20,16 +22,18 @@ use crate::model::event::Process;
 pub struct Target {
     leader: Option<Process>,
     mark: Vec<Vec<u8>>,
+    stamp: Option<u64>,
     descendants_except: Option<Vec<i32>>,
 }
 
 impl Target {
     /// `leader` is the attempt's first process: its group and session count as long as it is there, be it as a zombie;
     /// after that the number could be somebody else's. `mark`: variables that all of the attempt's processes were started
-    /// with; all of them must be there with these values. An empty mark matches nothing.
+    /// with; all of them must be there with these values, or the stamp that stands for them. An empty mark matches nothing.
     pub fn new(leader: Option<Process>, mark: &[(&str, &str)]) -> Target {
-        let mark = mark.iter().map(|(key, value)| format!("{key}={value}").into_bytes()).collect();
-        Target { leader, mark, descendants_except: None }
+        let mark: Vec<Vec<u8>> = mark.iter().map(|(key, value)| format!("{key}={value}").into_bytes()).collect();
+        let stamp = (!mark.is_empty()).then(|| stamp::of(mark.iter().map(Vec::as_slice)));
+        Target { leader, mark, stamp, descendants_except: None }
     }
 
     /// Counts every process below the calling one as well, other than the children in `except`, workers of whatever run that
@@ -77,7 +81,8 @@ fn member_stats(target: &Target) -> Vec<Stat> {
         .filter(|s| {
             (group > 1 && (s.pgrp == group || s.session == group))
                 || below.contains(&s.pid)
-                || (s.start_time >= since && is_marked(s.pid, &target.mark))
+                || (s.start_time >= since
+                    && (target.stamp.is_some_and(|stamp| stamp::is_on(s.pid, stamp)) || is_marked(s.pid, &target.mark)))
         })
         .collect()
 }
@@ -261,7 +266,7 @@ mod tests {
     use crate::sys::clock::mono_ms;
     use crate::sys::dir::Dir;
     use crate::sys::lock::try_exclusive;
-    use crate::sys::process::{alive, identity_of};
+    use crate::sys::process::{alive, environ_of, identity_of};
     use crate::sys::spawn::{
         EnvChange, Exit, Task, TaskSpawn, become_subreaper, reap_adopted, spawn_detached, spawn_task,
     };
@@ -441,6 +446,41 @@ mod tests {
     }
 
     #[test]
+    fn what_cleared_its_environment_is_found_by_its_stamp_and_killed() {
+        let mut attempt = Attempt::start("env -i setsid sh -c 'echo $$; exec sleep 600' & exit 0");
+        let bare = identity_of(attempt.lines(1)[0].parse().unwrap()).unwrap();
+        until("the first process is gone", || attempt.task.try_wait().unwrap().is_some());
+        until("it runs", || Stat::of(bare.pid).unwrap().comm == "sleep");
+        assert!(environ_of(bare.pid).iter().all(|(key, _)| key != "CPW_RUN"), "this test proves nothing");
+        let (run, mark) = (attempt.run.clone(), attempt.mark().map(|(k, v)| (k.to_owned(), v.to_owned())));
+        let other: Vec<(&str, &str)> =
+            mark.iter().map(|(k, v)| (k.as_str(), if *v == run { v.as_str() } else { "2" })).collect();
+        assert_eq!(pids(&Target::new(None, &other)), [0; 0], "another attempt's");
+        assert!(kill_now(&attempt.target(), LONG) && !alive(&bare));
+    }
+
+    #[test]
+    fn who_is_started_detached_below_an_attempt_is_not_stamped() {
+        const TEST: &str = "sys::tree::tests::who_is_started_detached_below_an_attempt_is_not_stamped";
+        if role().is_some() {
+            let mut attempt = Attempt::start("exit 0");
+            let stamped = |pid: i32| attempt.target().stamp.is_some_and(|stamp| stamp::is_on(pid, stamp));
+            let me = getpid().as_raw();
+            assert!(!stamped(me));
+            let limit = nix::sys::resource::Resource::RLIMIT_RTTIME;
+            let (_, hard) = nix::sys::resource::getrlimit(limit).unwrap();
+            nix::sys::resource::setrlimit(limit, attempt.target().stamp.unwrap(), hard).unwrap();
+            assert!(stamped(me), "this test proves nothing");
+            let worker = attempt.escape("exec sleep 600", &[]);
+            assert!(alive(&worker) && pids(&attempt.target()) == [0; 0]);
+            println!("checked");
+            return;
+        }
+        let (text, status) = Helper::start(&mut again(TEST, "task")).finish();
+        assert!(status.success() && text.contains("checked"), "{text}");
+    }
+
+    #[test]
     fn a_process_in_the_middle_of_exec_is_not_overlooked() {
         // One process that does nothing but exec: its environment reads as empty again and again.
         let attempt = Attempt::start("echo 'exec sh ./again' >again; echo $$; exec sh ./again");
@@ -463,8 +503,10 @@ mod tests {
             // Stands for a worker that this one started: adopted as well, but not part of the attempt.
             let worker = attempt.escape("sh -c 'exec sleep 600' & wait", &[]);
             until("it has a child", || Stat::of(worker.pid).is_some_and(|s| s.ppid == getpid().as_raw()));
-            assert!(!pids(&attempt.target()).contains(&bare.pid), "this test proves nothing");
-            let target = attempt.target().with_descendants(&[worker.pid]);
+            // As if it had set its stamp back.
+            let target = Target { stamp: None, ..attempt.target() };
+            assert!(!pids(&target).contains(&bare.pid), "this test proves nothing");
+            let target = target.with_descendants(&[worker.pid]);
             assert_eq!(pids(&target), [bare.pid]);
             assert!(!target.is_surely_gone(), "it has escaped, and is still there");
             walk_down(&mut attempt, target.clone(), LONG);
