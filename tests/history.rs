@@ -101,6 +101,50 @@ mod tests {
         Story { plan, log, effects, settled: true, tail: Vec::new(), raw: None, raw_effect: None }
     }
 
+    /// A run that continues another one: `a` is taken over, `x` was not asked for, `b` needs `a` and is refused for want of
+    /// quota, which does not count; meanwhile another client takes the run.
+    fn continued() -> Story {
+        let plan = json!({
+            "version": 1, "run": "r2", "from": "r", "limits": {"max_workers": 2},
+            "tasks": [
+                {"id": "a"},
+                {"id": "x"},
+                {"id": "b", "needs": ["a"], "claude": {}, "retries": 1},
+                {"id": "c", "needs": ["x"]},
+            ],
+        });
+        let process = json!({"pid": 7, "start_time": 9, "boot_id": "x"});
+        let started = |mono: u64| json!({"cwd": "/", "mono_ms": mono});
+        let refused = json!({"reason": "no quota", "will_retry": true, "retry_at": 300, "quota_until": 300});
+        let failed = json!({"reason": "exit 1", "will_retry": true, "retry_at": 310});
+        let ended = json!({"status": "ok", "reason": "", "done": 2, "failed": 0, "skipped": 2, "cancelled": 0});
+        let log = vec![
+            /*  1 */ event("run_started", ("", "", 0), &json!({"v": 1, "session": "s", "max_workers": 2})),
+            /*  2 */ event("started", ("", "a", 1), &started(90)),
+            /*  3 */ event("done", ("", "a", 1), &json!({"exit": 0, "duration_ms": 4, "from": "r"})),
+            /*  4 */ event("skipped", ("", "x", 0), &json!({"because": "not asked for in this run"})),
+            /*  5 */ event("skipped", ("", "c", 0), &json!({"because": "x"})),
+            /*  6 */ event("worker_started", ("W1", "", 0), &process),
+            /*  7 */ event("started", ("W1", "b", 1), &started(100)),
+            /*  8 */ event("failed", ("W1", "b", 1), &refused),
+            /*  9 */ event("adopted", ("", "", 0), &json!({"session": "t", "from": "s"})),
+            /* 10 */ event("started", ("W1", "b", 2), &started(300)),
+            /* 11 */ event("failed", ("W1", "b", 2), &failed),
+            /* 12 */ event("started", ("W1", "b", 3), &started(310)),
+            /* 13 */ event("done", ("W1", "b", 3), &json!({"exit": 0, "duration_ms": 4})),
+            /* 14 */ event("run_ended", ("", "", 0), &ended),
+            /* 15 */
+            event("delivered", ("", "", 0), &json!({"news": [3, 4, 5, 13, 14], "hook": "Stop", "session": "t"})),
+        ];
+        let effects = vec![
+            /* 0 */ effect("b", 1, 7, "begin", 7),
+            /* 1 */ effect("b", 2, 10, "begin", 10),
+            /* 2 */ effect("b", 3, 12, "begin", 12),
+            /* 3 */ effect("b", 3, 12, "end", 12),
+        ];
+        Story { plan, log, effects, settled: true, tail: Vec::new(), raw: None, raw_effect: None }
+    }
+
     impl Story {
         /// Inserts an event behind event number `after`.
         fn insert(&mut self, after: usize, e: Value) {
@@ -134,6 +178,21 @@ mod tests {
                 effects.extend([String::new(), text]);
             }
             check(&log, &plan, effects.join("\n").as_bytes(), self.settled)
+        }
+    }
+
+    #[test]
+    fn a_good_history_of_a_continued_run_passes_and_so_does_every_beginning_of_it() {
+        let report = continued().judge();
+        assert_eq!(report.complaints(), "");
+        let states: Vec<&str> = report.tasks.iter().map(|t| t.state.as_str()).collect();
+        assert_eq!(states, ["done", "skipped", "done", "skipped"]);
+        for n in 0..=15 {
+            let mut story = continued();
+            story.log.truncate(n);
+            story.settled = false;
+            story.effects.retain(|e| e["seen"].as_u64().unwrap() < n as u64);
+            assert_eq!(story.judge().complaints(), "", "the first {n} events");
         }
     }
 
@@ -251,17 +310,52 @@ mod tests {
         ("E1", "no line of effects", |s| s.raw_effect = Some((1, "hello"))),
     ];
 
+    /// As [`BAD`], of a run that continues another one.
+    const BAD_CONTINUED: [(&str, &str, Plant); 16] = [
+        ("T", "behind the first worker", |s| s.log.swap(2, 5)),
+        ("T", "begun by nobody later on", |s| drop(s.log[9].as_object_mut().unwrap().remove("worker"))),
+        ("T", "of a run that continues none", |s| drop(s.plan.as_object_mut().unwrap().remove("from"))),
+        ("T", "from another run", |s| s.log[2]["payload"]["from"] = "q".into()),
+        ("T", "from nowhere", |s| drop(s.log[2]["payload"].as_object_mut().unwrap().remove("from"))),
+        ("T", "taken over in halves", |s| s.log.swap(2, 3)),
+        ("T", "done by somebody, and before", |s| s.log[12]["payload"]["from"] = "r".into()),
+        ("T", "left out when the run is under way", |s| s.log.swap(3, 5)),
+        ("T", "it is done again", |s| s.effects.push(effect("a", 1, 2, "begin", 2))),
+        ("Q", "before there is quota", |s| {
+            s.log[7]["payload"]["retry_at"] = 200.into();
+            s.log[9]["payload"]["mono_ms"] = 299.into();
+        }),
+        ("I11", "a refusal that counts, and a failure", |s| {
+            drop(s.log[7]["payload"].as_object_mut().unwrap().remove("quota_until"));
+        }),
+        ("I11", "more refusals than are forgiven", |s| {
+            for n in 1..=11 {
+                let (begun, refused) = (s.log[6].clone(), s.log[7].clone());
+                for (k, mut e) in [(0, begun), (1, refused)] {
+                    e["attempt"] = (n + 1).into();
+                    e["payload"]["mono_ms"] = 300.into();
+                    s.insert(6 + 2 * n + k, e);
+                }
+            }
+        }),
+        ("I24", "adopted from another session", |s| s.log[8]["payload"]["from"] = "u".into()),
+        ("I24", "told to the session that had it", |s| s.log[14]["payload"]["session"] = "s".into()),
+        ("I13", "left out is no failure", |s| s.log[13]["payload"]["status"] = "failed".into()),
+        ("I10", "skipped by no rule", |s| s.log[3]["payload"]["because"] = "nobody likes it".into()),
+    ];
+
     #[test]
     fn every_planted_violation_is_found() {
-        let all: Vec<_> = BAD.iter().chain(&BAD_EFFECTS).collect();
-        for (rule, what, spoil) in &all {
-            let mut story = good();
+        let plain = BAD.iter().chain(&BAD_EFFECTS).map(|bad| (good as fn() -> Story, bad));
+        let all: Vec<_> = plain.chain(BAD_CONTINUED.iter().map(|bad| (continued as fn() -> Story, bad))).collect();
+        for (begin, (rule, what, spoil)) in &all {
+            let mut story = begin();
             spoil(&mut story);
             let report = story.judge();
             let found: BTreeSet<&str> = report.violations.iter().map(|v| v.rule).collect();
             assert!(found.contains(rule), "{rule}: {what}: not found, but\n{}", report.complaints());
         }
-        let covered: BTreeSet<&str> = all.iter().map(|(rule, ..)| *rule).collect();
+        let covered: BTreeSet<&str> = all.iter().map(|(_, (rule, ..))| *rule).collect();
         assert_eq!(covered, RULES.iter().map(|(rule, _)| *rule).collect(), "a rule without a bad history");
     }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 /// Every rule, with what it says.
-pub(crate) const RULES: [(&str, &str); 21] = [
+pub(crate) const RULES: [(&str, &str); 23] = [
     ("I1", "whole lines of JSON objects, `t` first, at most 64 KiB, known kinds"),
     ("I2", "`seq` is 1, 2, 3 …; the first line, and no other, is `run_started`"),
     ("I6", "attempts of a task are 1, 2, 3 …, one open at a time"),
@@ -38,7 +38,18 @@ pub(crate) const RULES: [(&str, &str); 21] = [
     ("E10", "a task begins when what it needs has ended"),
     ("E12", "no more tasks at a time than workers may be"),
     ("E1", "effects are lines of the known shape"),
+    (
+        "T",
+        "what was taken over stands right behind `run_started`, begun and done by nobody, and nothing is done for it",
+    ),
+    ("Q", "no `claude` task starts before there is quota again"),
 ];
+
+/// So many refusals of a task for want of quota are not its failures.
+const REFUSALS: u64 = 10;
+
+/// Why a task has no part in a run that continues another one.
+const LEFT_OUT: &str = "not asked for in this run";
 
 const TERMINAL: [&str; 5] = ["done", "failed", "timed_out", "cancelled", "lost"];
 const AFTER_THE_END: [&str; 5] = ["delivered", "decision", "adopted", "log_repaired", "worker_exited"];
@@ -99,6 +110,7 @@ struct Try {
     token: u64,
     worker: String,
     spawned: bool,
+    refused: bool,
     /// Sequence number and kind of its outcome.
     end: Option<(u64, String)>,
 }
@@ -117,6 +129,7 @@ pub(crate) struct Task {
     needs: Vec<usize>,
     retries: u64,
     tolerant: bool,
+    claude: bool,
     cancelled: bool,
     tries: Vec<Try>,
     /// When attempts were lost, in milliseconds.
@@ -133,14 +146,18 @@ impl Task {
     }
 
     /// Whether a further attempt may come: failures count against the retries, lost attempts don't, unless three of them came
-    /// within a minute. Without retries nothing is tried again.
+    /// within a minute, nor do the first refusals for want of quota. Without retries nothing is tried again.
     fn may_come(&self) -> bool {
-        let ended = |kinds: &[&str]| {
-            let kind = |t: &Try| t.end.as_ref().is_some_and(|(_, kind)| kinds.contains(&kind.as_str()));
-            self.tries.iter().filter(|t| kind(t)).count() as u64
-        };
+        let failed = |t: &&Try| t.end.as_ref().is_some_and(|(_, kind)| kind == "failed" || kind == "timed_out");
+        let refusals = self.tries.iter().filter(|t| t.refused).count() as u64;
+        let failures = self.tries.iter().filter(failed).count() as u64 - refusals.min(REFUSALS);
         let deadly = self.crashes.windows(3).any(|three| three[2].saturating_sub(three[0]) <= 60_000);
-        self.tries.is_empty() || (self.retries > 0 && ended(&["failed", "timed_out"]) <= self.retries && !deadly)
+        self.tries.is_empty() || (self.retries > 0 && failures <= self.retries && !deadly)
+    }
+
+    /// Whether it was done in the run that this one continues.
+    fn is_taken(&self) -> bool {
+        self.tries.first().is_some_and(|t| t.worker.is_empty())
     }
 
     fn open(&self) -> Option<usize> {
@@ -187,6 +204,14 @@ pub(crate) struct Report {
     workers: BTreeMap<String, bool>,
     session: Option<String>,
     cancelled: bool,
+    /// When there is quota again.
+    quota_until: u64,
+    /// The run that this one continues.
+    from: Option<String>,
+    /// Something else than what was taken over has happened.
+    under_way: bool,
+    /// Begun by nobody: the next line says that it was done.
+    taking: Option<usize>,
 }
 
 impl Report {
@@ -227,6 +252,7 @@ pub(crate) fn check(log: &[u8], plan: &[u8], effects: &[u8], settled: bool) -> R
     let mut report = Report::default();
     let data: Value = serde_json::from_slice(plan).unwrap_or_default();
     report.tasks = tasks(&data);
+    report.from = data["from"].as_str().map(ToOwned::to_owned);
     if report.tasks.is_empty() {
         report.wrong("I15", Line::End, "plan.json names no tasks");
     }
@@ -264,6 +290,7 @@ fn tasks(plan: &Value) -> Vec<Task> {
                 .collect(),
             retries: t["retries"].as_u64().unwrap_or(0),
             tolerant: t["allow_failure"].as_bool().unwrap_or(false),
+            claude: !t["claude"].is_null(),
             cancelled: false,
             tries: Vec::new(),
             crashes: Vec::new(),
@@ -315,6 +342,7 @@ fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8],
         attempt: value["attempt"].as_u64().and_then(|a| usize::try_from(a).ok()),
         payload: &value["payload"],
     };
+    judge_taken(report, index, &event);
     match t {
         "run_started" => {
             let named = event.payload["plan_sha256"].as_str().unwrap_or_default();
@@ -337,6 +365,13 @@ fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8],
             },
         },
         "delivered" => judge_delivered(report, &event),
+        "adopted" => {
+            let text = |key: &str| event.payload[key].as_str().map(ToOwned::to_owned);
+            if text("from") != report.session {
+                report.wrong("I24", at, format!("adopted from {}, which does not have it", event.payload["from"]));
+            }
+            report.session = text("session");
+        }
         "run_ended" => judge_end(report, &event),
         _ => {
             let Some(task) = event.task else {
@@ -363,6 +398,34 @@ fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8],
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     let digit = |n: u8| char::from_digit(n.into(), 16).unwrap_or('?');
     Sha256::digest(bytes).iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
+}
+
+/// What was taken over: nobody's `started`, then nobody's `done`, which names the run that is continued.
+fn judge_taken(report: &mut Report, index: &BTreeMap<String, usize>, event: &Event<'_>) {
+    let at = Line::Log(event.n);
+    let task = event.task.and_then(|task| index.get(task).copied());
+    if let Some(i) = report.taking.take()
+        && (event.t != "done" || task != Some(i) || event.worker.is_some())
+    {
+        report.wrong("T", at, format!("{} was taken over, and then comes {}", report.tasks[i].id, event.t));
+    }
+    let names = event.payload["from"].as_str().map(ToOwned::to_owned);
+    match (event.t, event.worker) {
+        ("run_started", _) => return,
+        ("skipped", None) if event.payload["because"] == LEFT_OUT => {}
+        ("started", None) => report.taking = task,
+        ("done", None) if names.is_some() && names == report.from => {}
+        ("done", who) if who.is_none() || names.is_some() => {
+            report.wrong("T", at, format!("done by {who:?} in {names:?}, the run continues {:?}", report.from));
+        }
+        _ => {
+            report.under_way = true;
+            return;
+        }
+    }
+    if report.under_way || report.from.is_none() {
+        report.wrong("T", at, format!("{} of nobody, not right behind the beginning of a continued run", event.t));
+    }
 }
 
 fn judge_worker(report: &mut Report, event: &Event<'_>) {
@@ -420,8 +483,11 @@ fn judge_started(report: &mut Report, event: &Event<'_>, i: usize) {
     if report.cancelled || task.cancelled {
         report.wrong("D15", at, format!("{id} starts after it was cancelled"));
     }
+    if task.claude && mono < report.quota_until {
+        report.wrong("Q", at, format!("{id} starts {} ms before there is quota", report.quota_until - mono));
+    }
     let worker = event.worker.unwrap_or_default();
-    if report.workers.get(worker) != Some(&true) {
+    if report.taking != Some(i) && report.workers.get(worker) != Some(&true) {
         report.wrong("W", at, format!("{id} is started by {worker:?}, which is not there"));
     }
     let open = report.tasks.iter().filter(|t| t.open().is_some()).count() as u64;
@@ -432,9 +498,10 @@ fn judge_started(report: &mut Report, event: &Event<'_>, i: usize) {
         report.wrong("I12", at, format!("{worker} starts {id} while it has {other}"));
     }
     let task = &mut report.tasks[i];
-    task.tries.push(Try { token: event.seq, worker: worker.to_owned(), spawned: false, end: None });
+    let worker = worker.to_owned();
+    task.worker = event.worker.map(ToOwned::to_owned);
+    task.tries.push(Try { token: event.seq, worker, spawned: false, refused: false, end: None });
     task.state = "running".into();
-    task.worker = Some(worker.to_owned());
 }
 
 /// Whether an event speaks of the open attempt, in the name of the worker that began it.
@@ -447,7 +514,7 @@ fn is_current(report: &mut Report, event: &Event<'_>, i: usize) -> bool {
         return false;
     }
     let holder = holder(task).unwrap_or_default();
-    if event.worker != Some(holder) {
+    if event.worker.unwrap_or_default() != holder {
         let what = format!("{} of {} by {:?}, but {holder} has it", event.t, task.id, event.worker);
         report.wrong("I9", Line::Log(event.n), what);
     }
@@ -475,13 +542,18 @@ fn judge_skipped(report: &mut Report, event: &Event<'_>, i: usize) {
         report.wrong("I9", at, what);
     }
     let because = event.payload["because"].as_str().unwrap_or_default();
-    let halted = because.starts_with("interrupted: ") || because == "the run's budget is spent";
     // Those that are skipped together stand in any order, so that only what is final counts as a cause.
     let doomed = report.tasks[i].needs.iter().any(|&n| report.tasks[n].dooms() && report.tasks[n].id == because);
-    if !doomed && !halted {
+    if !doomed && !is_halt(because) && because != LEFT_OUT {
         report.wrong("I10", at, format!("{id} is skipped because of {because:?}, which does not make it impossible"));
     }
     close(report, event, i, "skipped");
+}
+
+/// Whether this is about the run and not about a task.
+fn is_halt(because: &str) -> bool {
+    let reasons = ["the run's budget is spent", "the quota is used up until after the run's time limit"];
+    because.starts_with("interrupted: ") || reasons.contains(&because)
 }
 
 fn close(report: &mut Report, event: &Event<'_>, i: usize, state: &str) {
@@ -507,6 +579,10 @@ fn judge_outcome(report: &mut Report, event: &Event<'_>, i: usize) {
     }
     if let Some(last) = report.tasks[i].tries.last_mut().filter(|t| t.end.is_none()) {
         last.end = Some((event.seq, event.t.to_owned()));
+        if let Some(until) = event.payload["quota_until"].as_u64() {
+            last.refused = event.t == "failed";
+            report.quota_until = report.quota_until.max(until);
+        }
     }
     if event.t == "lost" {
         report.tasks[i].crashes.push(event.payload["mono_ms"].as_u64().unwrap_or(0));
@@ -562,7 +638,9 @@ fn judge_end(report: &mut Report, event: &Event<'_>) {
         }
         let bad = report.tasks.iter().any(|t| failed.contains(&t.state.as_str()) && !t.tolerant);
         let cancelled = report.cancelled || (report.count(&["cancelled"]) > 0 && !bad);
-        let status = match (cancelled, bad || report.count(&["skipped"]) > 0) {
+        // Who was left out on purpose, and who needs it, spoils nothing.
+        let halted = |t: &Task| t.state == "skipped" && t.last["because"].as_str().is_some_and(is_halt);
+        let status = match (cancelled, bad || report.tasks.iter().any(halted)) {
             (true, _) => "cancelled",
             (false, true) => "failed",
             (false, false) => "ok",
@@ -619,6 +697,10 @@ fn effects_rules(report: &mut Report, index: &BTreeMap<String, usize>, bytes: &[
         let made =
             attempt.checked_sub(1).and_then(|a| report.tasks[task].tries.get(a)).map(|t| (t.token, t.end.clone()));
         let id = report.tasks[task].id.clone();
+        if report.tasks[task].is_taken() {
+            report.wrong("T", at, format!("{id} acts, though it was taken over"));
+            continue;
+        }
         match made {
             None => report.wrong("E8", at, format!("attempt {attempt} of {id} was never started")),
             Some((started, _)) if started != token || seen < started => {
@@ -663,7 +745,7 @@ fn begun_and_ended(report: &mut Report, effects: &[Effect]) {
         effects.iter().filter(|e| e.phase == phase).map(|e| ((e.task, e.attempt), e.n)).collect()
     };
     let (begins, ends) = (place("begin"), place("end"));
-    for i in 0..report.tasks.len() {
+    for i in (0..report.tasks.len()).filter(|&i| !report.tasks[i].is_taken()).collect::<Vec<_>>() {
         for (k, one) in report.tasks[i].tries.clone().iter().enumerate() {
             let Some((seq, _)) = one.end.as_ref().filter(|(_, kind)| kind == "done") else { continue };
             let id = &report.tasks[i].id;
@@ -693,7 +775,7 @@ fn in_order_and_within_the_limit(report: &mut Report, effects: &[Effect]) {
                 for need in report.tasks[e.task].needs.clone() {
                     let (id, needed) = (report.tasks[e.task].id.clone(), &report.tasks[need]);
                     let there = needed.closed.is_some_and(|seq| seq <= e.seen);
-                    if !there || (needed.state == "done" && !ended.contains(&need)) {
+                    if !there || (needed.state == "done" && !needed.is_taken() && !ended.contains(&need)) {
                         let what = format!("{id} begins before {} has ended ({})", needed.id, needed.state);
                         report.wrong("E10", at, what);
                     }
