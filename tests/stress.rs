@@ -5,8 +5,8 @@
 //!
 //! `CPW_STRESS=tasks,workers,seconds,seed` makes it larger, as in `CPW_STRESS=2000,64,600,7` for a night; without it, 400
 //! tasks, 16 workers and 20 seconds of faults. Runs follow each other until the time is over and 200 processes were killed. A
-//! seed decides plans and faults; the machine's own timing it cannot decide. `CPW_STORM=256` sets the largest number of
-//! writers. `CPW_TEST_BINARY` names another binary than the one that was built with the tests.
+//! seed decides plans and faults; the machine's own timing it cannot decide. `CPW_STRESS_LOUD=bytes` sets how much one task of
+//! each run writes to its stdout, 200 MB without it. `CPW_STORM=256` sets the largest number of writers. `CPW_TEST_BINARY` names another binary than the one that was built with the tests.
 //!
 //! What fails is kept below the target folder, and its place printed.
 
@@ -69,11 +69,29 @@ mod tests {
         esac
         say begin
         case $habits in *child*) setsid "$0" 0 0 left >/dev/null 2>&1 & ;; esac
+        case $habits in *holder*) "$0" 0 0 left & ;; esac
+        # One variable less than an attempt is known by, and nobody above it.
+        case $habits in *daemon*)
+            (env -i PATH="$PATH" HOME="$HOME" CPW_RUN_DIR="$CPW_RUN_DIR" CPW_TASK="$CPW_TASK" CPW_ATTEMPT="$CPW_ATTEMPT" \
+                CPW_TOKEN="$CPW_TOKEN" setsid "$0" 0 0 left >/dev/null 2>&1 &) ;;
+        esac
+        case $habits in *loud*) head -c "$pause" /dev/zero || exit 8; pause=0 ;; esac
         case $habits in *progress*) cpw progress 100 --note "at work, attempt $CPW_ATTEMPT" || : ;; esac
         sleep "$pause"
         [ "$CPW_ATTEMPT" -gt "$failures" ] || exit 1
         say end
     "#;
+
+    /// The id of the task that writes more than is kept, and what is kept of it at most.
+    const LOUD: &str = "loud";
+    const KEPT: u64 = 64 * 1024 * 1024;
+
+    /// How much that is, and the longest time that it may take.
+    fn loud() -> (u64, Duration) {
+        let bytes =
+            std::env::var("CPW_STRESS_LOUD").map_or(200_000_000, |n| n.trim().parse().expect("a number of bytes"));
+        (bytes, TASK_TIMEOUT + Duration::from_secs(bytes / 50_000_000))
+    }
 
     /// Held by each test: every one of them fills the machine.
     static ALONE: Mutex<()> = Mutex::new(());
@@ -142,7 +160,7 @@ mod tests {
             }
             let needs: Vec<String> = needs.iter().map(|n| format!("t{n}")).collect();
             let mut habits: Vec<&str> = Vec::new();
-            for (habit, chance) in [("stubborn", 15), ("child", 35), ("progress", 12)] {
+            for (habit, chance) in [("stubborn", 15), ("child", 20), ("holder", 15), ("daemon", 20), ("progress", 12)] {
                 if random.in_100(chance) {
                     habits.push(habit);
                 }
@@ -168,6 +186,15 @@ mod tests {
                 "timeout": format!("{}s", TASK_TIMEOUT.as_secs()),
             }));
         }
+        let (bytes, time) = loud();
+        all.push(json!({
+            "id": LOUD,
+            "run": ["./task.sh", bytes.to_string(), "0", "loud"],
+            "retries": 12,
+            "backoff": {"initial": "5ms", "max": "40ms"},
+            "allow_failure": true,
+            "timeout": format!("{}s", time.as_secs()),
+        }));
         all
     }
 
@@ -436,6 +463,25 @@ mod tests {
         found
     }
 
+    /// What the loud task has left: `None` where it is not done. It says how much is cut out, and that is not there.
+    fn kept_of_the_loud(run: &Path) -> Option<u64> {
+        let log = log(run);
+        let events = log.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+        let done = events.into_iter().find(|e| e["t"] == "done" && e["task"] == LOUD)?;
+        let logs = run.join("workers").join(done["worker"].as_str().expect("a worker")).join("logs");
+        let kept = fs::metadata(logs.join(format!("{LOUD}.{}.out", done["attempt"]))).expect("its output");
+        assert!(
+            kept.len() <= KEPT && kept.blocks() * 512 <= KEPT + 4096,
+            "{} bytes, {} blocks",
+            kept.len(),
+            kept.blocks()
+        );
+        let cut = done["payload"]["cut_bytes"].as_u64().unwrap_or(0);
+        // The mark in the middle is a line.
+        assert!(kept.len() + cut >= loud().0 && kept.len() + cut < loud().0 + 200, "{kept:?}, {cut} are cut out");
+        Some(kept.len())
+    }
+
     #[derive(Debug, Default)]
     struct Tally {
         counts: BTreeMap<&'static str, u32>,
@@ -446,6 +492,8 @@ mod tests {
         torn_effects: usize,
         kinds: BTreeMap<String, u64>,
         leftovers: usize,
+        /// Runs in which the loud task was done.
+        loud: u32,
     }
 
     impl Tally {
@@ -490,8 +538,7 @@ mod tests {
         let calm = Instant::now();
         let out = world.cpw(&["status", "--json", id]).output().expect("cpw runs");
         assert!(is_answer("status", &out, &[0]));
-        let bound =
-            TASK_TIMEOUT + Duration::from_secs(10) + Duration::from_millis(50) * u32::try_from(size.tasks).unwrap();
+        let bound = loud().1 + Duration::from_secs(10) + Duration::from_millis(50) * u32::try_from(size.tasks).unwrap();
         let ended = wait_for(bound, || has_ended(&run).then_some(()));
         let place = || keep(&world, &run, seed);
         assert!(ended.is_some(), "the run does not end by itself ({})\n{}", place(), tail(&run));
@@ -507,6 +554,7 @@ mod tests {
         assert!(report.violations.is_empty(), "{}\n{}", place(), report.complaints());
         assert!(report.delivered == report.news, "{}: not all news were told: {said:?}", place());
         assert_eq!(inode(&run), log_file, "the log is another file");
+        tally.loud += u32::from(kept_of_the_loud(&run).is_some());
         let complaints = complaints.into_inner().unwrap();
         assert!(complaints.is_empty(), "{}: {complaints:#?}", place());
         let out = world.cpw(&["status", "--json", id]).output().expect("cpw runs");
