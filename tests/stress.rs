@@ -18,6 +18,10 @@
 mod history;
 
 #[cfg(test)]
+#[path = "support/locks.rs"]
+mod locks;
+
+#[cfg(test)]
 #[expect(dead_code, reason = "the harness serves several test crates")]
 mod support;
 
@@ -39,6 +43,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::history::{self, Report};
+    use crate::locks::held_locks;
     use crate::support::world::{MARK, World, program, wait_for};
 
     const SESSION: &str = "7b1c1f2e-63a4-4a55-9a51-2d5b6b0d8a11";
@@ -427,26 +432,6 @@ mod tests {
             }
             (all, _) => all.clone(),
         }
-    }
-
-    /// Every file that is locked by somebody below these folders.
-    fn held_locks(folders: &[PathBuf]) -> Vec<PathBuf> {
-        let mut held = Vec::new();
-        let mut folders = folders.to_vec();
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let kind = entry.file_type().expect("a kind of file");
-                if kind.is_dir() {
-                    folders.push(entry.path());
-                } else if kind.is_file() {
-                    let file = fs::File::open(entry.path()).expect("a file of ours");
-                    if matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-                        held.push(entry.path());
-                    }
-                }
-            }
-        }
-        held
     }
 
     /// Files below `folder` whose names say that they are there for a moment only.

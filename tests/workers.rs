@@ -10,6 +10,8 @@
 #[path = "support/ledger.rs"]
 #[expect(dead_code, reason = "serves several test crates")]
 mod ledger;
+#[path = "support/pty.rs"]
+mod pty;
 #[path = "support/scratch.rs"]
 #[expect(dead_code, reason = "serves several test crates")]
 mod scratch;
@@ -21,20 +23,19 @@ mod skip;
 #[expect(dead_code, reason = "serves several test crates")]
 mod strace;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nix::fcntl::OFlag;
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use pty::terminal;
 use scratch::Call;
 use site::{PATIENCE, Site, awaits, lives, pid, plan_of, shell, shell_with, signal, state};
 use skip::skip;
@@ -704,17 +705,6 @@ fn a_task_that_cancels_means_its_own_run_and_not_the_newest() {
 }
 
 // P13, P14
-
-/// A terminal: the side of who shows it, which nobody else gets, and the side of programs.
-fn terminal() -> (File, File) {
-    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let mut slave = OpenOptions::new();
-    slave.read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits());
-    let slave = slave.open(ptsname_r(&master).unwrap()).unwrap();
-    (File::from(std::os::fd::OwnedFd::from(master)), slave)
-}
 
 #[test]
 fn p13_a_terminal_that_closes_leaves_the_run_going_on() {
