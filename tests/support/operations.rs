@@ -35,7 +35,9 @@ enum Begin {
     Ended,
     /// A run of a terminal that has begun, without any worker.
     Planned,
-    /// The same, with an attempt open whose worker and processes were killed.
+    /// A run of a terminal that has ended with a failed task.
+    Failed,
+    /// One that has begun, with an attempt open whose worker and processes were killed.
     Broken,
 }
 
@@ -75,7 +77,7 @@ const fn works(name: &'static str, begin: Begin, args: &'static [&'static str]) 
 }
 
 /// All of them.
-pub(crate) static OPERATIONS: [Operation; 15] = [
+pub(crate) static OPERATIONS: [Operation; 17] = [
     hook("prompt", Begin::Approved, "user-prompt-submit", "UserPromptSubmit", ""),
     hook("claim", Begin::Begun, "pre-tool-use", "PreToolUse", "Read"),
     hook("merge", Begin::Ended, "pre-tool-use", "PreToolUse", "Write"),
@@ -86,6 +88,8 @@ pub(crate) static OPERATIONS: [Operation; 15] = [
     works("recover", Begin::Broken, &["worker"]),
     works("task", Begin::Planned, &["worker", "--task", "a"]),
     cpw("cancel", Begin::Planned, &["cancel"]),
+    cpw("retry", Begin::Failed, &["retry", "--detach"]),
+    cpw("clean", Begin::Failed, &["clean", "--keep", "0"]),
     cpw("progress", Begin::Broken, &["progress", "60", "--note", "half way"]),
     cpw("summary", Begin::Broken, &["summary", "5 findings"]),
     cpw("allow", Begin::Rules, &["allow", "--yes"]),
@@ -120,6 +124,13 @@ fn plan() -> Value {
     ]})
 }
 
+/// The same with a task that fails.
+fn failing() -> Value {
+    let mut plan = plan();
+    plan["tasks"][1]["shell"] = format!("{TASK}\nexit 3").into();
+    plan
+}
+
 fn settings() -> Value {
     json!({"model": "opus", "hooks": {"Stop": [{"hooks": [{"type": "command", "command": "true"}]}]}, "mine": {"a": [1]}})
 }
@@ -132,6 +143,11 @@ impl Operation {
     /// Whether it is a hook.
     pub(crate) fn is_hook(&self) -> bool {
         matches!(self.what, What::Hook { .. })
+    }
+
+    /// Whether it moves what others are bound to, so that what was there before cannot be put back.
+    pub(crate) fn is_final(&self) -> bool {
+        self.name == "clean"
     }
 
     /// The command, below what stands around it.
@@ -182,6 +198,12 @@ impl Operation {
             Begin::Ended => {
                 good(&scratch.run(prompt.command(&scratch, &[]), PATIENCE), "a prompt");
                 scratch.wait_for_end().expect("the end of the run");
+            }
+            Begin::Failed => {
+                scratch.write("plan.json", &failing().to_string());
+                good(&scratch.cpw(&["run", "plan.json", "--detach"]), "a plan");
+                scratch.wait_for_end().expect("the end of the run");
+                assert!(scratch.ledger().is_ok_and(|ledger| ledger.has("run_ended", &[("status", "failed")])));
             }
             Begin::Planned | Begin::Broken => {
                 let run = scratch.command(&unborn, &["run", "plan.json", "--detach"]);
@@ -241,6 +263,8 @@ impl Operation {
             "claim" => said["permissionDecision"] == "deny",
             "merge" => said.get("updatedInput").is_some(),
             "news" | "stop" => context.contains("done"),
+            "clean" => done.is_ok() && done.out.starts_with("removed "),
+            "retry" if must => done.is_ok() && done.err.contains("2 taken over, 1 to run"),
             _ => done.is_ok(),
         };
         if must && !acknowledged {
@@ -297,6 +321,18 @@ impl Operation {
                 let ended = !done.out.contains(" is cancelled") || ledger.has("run_ended", &[("status", "cancelled")]);
                 check(ledger.count("cancel_requested") == 1 && ended, "the run is cancelled")
             }
+            "retry" => {
+                let all = scratch.ledgers()?;
+                let taken = |e: &&Map<String, Value>| e["t"] == "done" && e["payload"].get("from").is_some();
+                let newest = all.last().map_or(0, |(_, ledger)| ledger.events.iter().filter(taken).count());
+                // What cannot be read runs again; and what it says of that may not come through.
+                let said = format!(": {newest} taken over, {} to run", 3 - newest);
+                check(
+                    all.len() == 2 && (done.err.contains(&said) || !done.err.contains("taken over")),
+                    "the new run is in the log, with what it has taken over",
+                )
+            }
+            "clean" => check(scratch.ledgers()?.is_empty(), "the run is removed"),
             "progress" => check(ledger?.has("progress", &[("note", "half way")]), "the progress is in the log"),
             "summary" => check(ledger?.has("progress", &[("summary", "5 findings")]), "the summary is in the log"),
             "allow" => {
@@ -345,6 +381,12 @@ impl Operation {
                     return Err(format!("it is not wired: {again:?}"));
                 }
             }
+            "clean" => {
+                works(&scratch.run(self.command(scratch, &[]), PATIENCE), "the same again")?;
+                if !scratch.ledgers()?.is_empty() {
+                    return Err("it is still there".into());
+                }
+            }
             _ => {}
         }
         let status = scratch.cpw(&["status", "--json"]);
@@ -391,8 +433,13 @@ fn effects(scratch: &Scratch, run: &Path, ledger: &super::ledger::Ledger) -> Res
     if let Some(twice) = of("started").find(|e| ran(e).is_some_and(|text| !text.is_empty() && text != "x\n")) {
         return Err(format!("ran more than once: {twice:?}"));
     }
-    if let Some(never) = of("done").find(|e| e["task"] != "c" && ran(e).as_deref() != Some("x\n")) {
+    // What was taken over was done in another run, and not again.
+    let (taken, done): (Vec<_>, Vec<_>) = of("done").partition(|e| e["payload"].get("from").is_some());
+    if let Some(never) = done.into_iter().find(|e| e["task"] != "c" && ran(e).as_deref() != Some("x\n")) {
         return Err(format!("did not run: {never:?}"));
+    }
+    if let Some(again) = taken.into_iter().find(|e| ran(e).is_some()) {
+        return Err(format!("ran, though it was taken over: {again:?}"));
     }
     let files = fs::read_dir(scratch.path("home")).into_iter().flatten().flatten();
     let files = files.filter(|f| f.file_name().to_string_lossy().starts_with(&format!("ran.{id}.")));

@@ -166,11 +166,11 @@ impl Scratch {
         self.run(self.command(&[], args), PATIENCE)
     }
 
-    /// The folders of runs, oldest first.
+    /// The folders of runs, oldest first. Those that are being made or removed have other names.
     pub(crate) fn runs(&self) -> Vec<PathBuf> {
         let folder = self.project().join(".claude/runs");
         let mut runs: Vec<PathBuf> = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
-        runs.retain(|run| run.is_dir());
+        runs.retain(|run| run.is_dir() && !run.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".")));
         runs.sort_unstable();
         runs
     }
