@@ -180,7 +180,15 @@ fn can_trace(suite: &str) -> bool {
 
 fn asked_operations() -> impl Iterator<Item = &'static Operation> {
     let only = std::env::var("CPW_FAULTS_ONLY").unwrap_or_default();
-    OPERATIONS.iter().filter(move |o| only.is_empty() || o.name == only)
+    OPERATIONS.iter().filter(move |o| only.is_empty() || o.name == only).filter(|o| !o.needs_git() || has_git(o.name))
+}
+
+fn has_git(operation: &str) -> bool {
+    let there = Command::new("git").arg("--version").output().is_ok_and(|out| out.status.success());
+    if !there {
+        skip(operation, "git is not installed", "CPW_REQUIRE_GIT");
+    }
+    there
 }
 
 /// The calls that an operation makes when nothing goes wrong; and that it then does what it is for.
@@ -195,9 +203,10 @@ fn baseline(operation: &Operation, root: &Path) -> Vec<Call> {
     strace::calls(&std::fs::read_to_string(trace).unwrap())
 }
 
-/// Evenly `most` of the points, unless all are asked for; of those that need a project of their own, a third.
+/// Evenly `most` of the points, unless all are asked for; of those that take long, a quarter.
 fn sample(points: Vec<Point>, most: usize) -> Vec<Point> {
-    let most = if points.first().is_some_and(|p| p.operation.is_final()) { most / 3 } else { most };
+    let takes_long = |o: &Operation| o.is_final() || o.needs_git();
+    let most = if points.first().is_some_and(|p| takes_long(p.operation)) { most / 4 } else { most };
     if is_asked("CPW_FAULTS", "all") || points.len() <= most {
         return points;
     }
@@ -528,7 +537,7 @@ fn full_disk(outer: &Path) {
         root
     };
     // Those that need a page of their own: a log of few lines has its first page already.
-    let spared = ["merge", "news", "stop", "cancel", "clean", "status"];
+    let spared = ["merge", "news", "stop", "cancel", "clean", "isolated", "status"];
     for operation in asked_operations().filter(|o| !spared.contains(&o.name)) {
         let fault = |pages| Point { operation, fault: Fault::Pages(pages) };
         try_part(&(0..=MOST_PAGES).map(fault).collect::<Vec<_>>(), &place, folder.path(), &tally);

@@ -37,6 +37,8 @@ enum Begin {
     Planned,
     /// A run of a terminal that has ended with a failed task.
     Failed,
+    /// The same in a git repository, with an isolated task.
+    Isolated,
     /// One that has begun, with an attempt open whose worker and processes were killed.
     Broken,
 }
@@ -77,7 +79,7 @@ const fn works(name: &'static str, begin: Begin, args: &'static [&'static str]) 
 }
 
 /// All of them.
-pub(crate) static OPERATIONS: [Operation; 17] = [
+pub(crate) static OPERATIONS: [Operation; 18] = [
     hook("prompt", Begin::Approved, "user-prompt-submit", "UserPromptSubmit", ""),
     hook("claim", Begin::Begun, "pre-tool-use", "PreToolUse", "Read"),
     hook("merge", Begin::Ended, "pre-tool-use", "PreToolUse", "Write"),
@@ -85,6 +87,7 @@ pub(crate) static OPERATIONS: [Operation; 17] = [
     hook("stop", Begin::Ended, "stop", "Stop", ""),
     cpw("run", Begin::Approved, &["run", "plan.json", "--detach"]),
     works("slot", Begin::Planned, &["worker"]),
+    works("isolated", Begin::Isolated, &["worker"]),
     works("recover", Begin::Broken, &["worker"]),
     works("task", Begin::Planned, &["worker", "--task", "a"]),
     cpw("cancel", Begin::Planned, &["cancel"]),
@@ -131,6 +134,24 @@ fn failing() -> Value {
     plan
 }
 
+/// The same with a task in a worktree of its own, which changes a file there.
+fn isolated() -> Value {
+    let mut plan = plan();
+    plan["tasks"][0]["isolate"] = "worktree".into();
+    plan["tasks"][0]["shell"] = format!("{TASK}\necho changed >api.py").into();
+    plan
+}
+
+/// Makes the project a git repository.
+fn commit_all(scratch: &Scratch) {
+    let who = ["-c", "user.name=t", "-c", "user.email=t@localhost"];
+    for args in [&["init", "-q", "."][..], &["add", "api.py", "db.py"], &["commit", "-q", "-m", "x"]] {
+        let mut git = Command::new("git");
+        git.args(who).args(args).current_dir(scratch.project()).env("HOME", scratch.path("home"));
+        assert!(git.status().is_ok_and(|done| done.success()), "git {args:?}");
+    }
+}
+
 fn settings() -> Value {
     json!({"model": "opus", "hooks": {"Stop": [{"hooks": [{"type": "command", "command": "true"}]}]}, "mine": {"a": [1]}})
 }
@@ -148,6 +169,11 @@ impl Operation {
     /// Whether it moves what others are bound to, so that what was there before cannot be put back.
     pub(crate) fn is_final(&self) -> bool {
         self.name == "clean"
+    }
+
+    /// Whether it calls git.
+    pub(crate) fn needs_git(&self) -> bool {
+        self.begin == Begin::Isolated
     }
 
     /// The command, below what stands around it.
@@ -205,7 +231,11 @@ impl Operation {
                 scratch.wait_for_end().expect("the end of the run");
                 assert!(scratch.ledger().is_ok_and(|ledger| ledger.has("run_ended", &[("status", "failed")])));
             }
-            Begin::Planned | Begin::Broken => {
+            Begin::Planned | Begin::Isolated | Begin::Broken => {
+                if self.begin == Begin::Isolated {
+                    commit_all(&scratch);
+                    scratch.write("plan.json", &isolated().to_string());
+                }
                 let run = scratch.command(&unborn, &["run", "plan.json", "--detach"]);
                 assert_eq!(scratch.run(run, PATIENCE).status.code(), Some(1), "nobody can be started");
             }
@@ -213,7 +243,7 @@ impl Operation {
         if self.begin == Begin::Broken {
             leave_broken(&scratch);
         }
-        let run = matches!(self.begin, Begin::Begun | Begin::Planned | Begin::Broken);
+        let run = matches!(self.begin, Begin::Begun | Begin::Planned | Begin::Isolated | Begin::Broken);
         assert!(!run || scratch.ledger().is_ok_and(|ledger| !ledger.is_ended()), "{}: no open run", self.name);
         assert!(scratch.processes().is_empty(), "{}: not quiet", self.name);
         scratch.keep();
@@ -263,6 +293,7 @@ impl Operation {
             "claim" => said["permissionDecision"] == "deny",
             "merge" => said.get("updatedInput").is_some(),
             "news" | "stop" => context.contains("done"),
+            "isolated" if must => scratch.ledger()?.has("run_ended", &[("status", "ok")]),
             "clean" => done.is_ok() && done.out.starts_with("removed "),
             "retry" if must => done.is_ok() && done.err.contains("2 taken over, 1 to run"),
             _ => done.is_ok(),
@@ -315,6 +346,8 @@ impl Operation {
                 check(known, "the run is in the log")
             }
             "slot" | "recover" => check(ledger?.has("run_ended", &[("status", "ok")]), "the run is ok"),
+            // Without git its task fails.
+            "isolated" => check(ledger?.is_ended(), "the run has ended"),
             "task" => check(ledger?.has_of("done", "a"), "the task is done"),
             "cancel" => {
                 let ledger = ledger?;
@@ -401,6 +434,10 @@ impl Operation {
         scratch.wait_for_end()?;
         for (path, ledger) in scratch.ledgers()? {
             ledger.check_ended(self.tasks())?;
+            let unchanged = fs::read_to_string(scratch.project().join("api.py")).is_ok_and(|text| text == "# code\n");
+            if self.needs_git() && !unchanged {
+                return Err("an isolated task has changed the user's file".into());
+            }
             effects(scratch, &path, &ledger)?;
             if asked_to_cancel && !ledger.has("run_ended", &[("status", "cancelled")]) {
                 return Err(format!("a cancelled run ended otherwise; before: {before:?}"));
