@@ -4,7 +4,7 @@
 
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::sum::sum;
-use crate::logic::state::{MAX_CRASHES, MAX_REFUSALS, State, TaskState};
+use crate::logic::state::{Attempt, MAX_CRASHES, MAX_REFUSALS, State, TaskState};
 use crate::logic::view::{End, Phase};
 use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
 use crate::model::plan::{Need, Plan};
@@ -383,8 +383,26 @@ pub fn next_task(state: &State, plan: &Plan, facts: Facts<'_>) -> Option<(usize,
     Some((i, state.tasks[i].attempts.saturating_add(1)))
 }
 
-/// Workers to start, so that everything that is ready can run.
+/// So many workers are started at once.
+const AT_ONCE: usize = 8;
+
+/// An attempt that has run for so long, in milliseconds, is none of those that are over before another worker has come up.
+const SETTLED_MS: u64 = 25;
+
+/// Workers to start, so that everything that is ready can run. The first few at once; then two for each attempt that turns out
+/// to take a while, since many workers are of no use to tasks that are over in a moment.
 pub fn workers_wanted(state: &State, plan: &Plan, facts: Facts<'_>) -> u32 {
+    let settled = open_attempts(state).filter(|open| facts.now_ms >= open.since_ms.saturating_add(SETTLED_MS)).count();
+    let target = workers_useful(state, plan, facts).min(AT_ONCE + 2 * settled);
+    u32::try_from(target.saturating_sub(state.view.workers.len())).unwrap_or(u32::MAX)
+}
+
+fn open_attempts(state: &State) -> impl Iterator<Item = &Attempt> {
+    state.running.iter().filter_map(|&i| state.tasks[i].open.as_ref())
+}
+
+/// How many workers would have something to do.
+fn workers_useful(state: &State, plan: &Plan, facts: Facts<'_>) -> usize {
     if state.view.ended.is_some() || stopped(state, plan, facts).is_some() {
         return 0;
     }
@@ -392,8 +410,7 @@ pub fn workers_wanted(state: &State, plan: &Plan, facts: Facts<'_>) -> u32 {
     let (claude, due): (Vec<usize>, Vec<usize>) = due.map(|&(_, i)| i).partition(|&i| state.is_claude(i));
     let claude = (claude.len() + state.ready_claude.len()).min(claude_room(state, plan, facts));
     let useful = state.running.len() + state.ready.len() + due.len() + claude;
-    let target = u32::try_from(useful).unwrap_or(u32::MAX).min(state.max_workers);
-    target.saturating_sub(u32::try_from(state.view.workers.len()).unwrap_or(u32::MAX))
+    useful.min(state.max_workers as usize)
 }
 
 /// The next moment after `now_ms` at which something becomes possible by time alone, `CLOCK_MONOTONIC` in milliseconds. One
@@ -409,7 +426,12 @@ pub fn next_moment(state: &State, plan: &Plan, now_ms: u64) -> Option<u64> {
     };
     let gate = Some(state.quota_until_ms.max(staggered(state))).filter(|at| *at > now_ms && due_claude());
     let end = run_deadline(state, plan).filter(|at| *at > now_ms);
-    [retry, gate, end].into_iter().flatten().min()
+    // More workers may be of use once it shows that the tasks take a while.
+    let more = !(state.ready.is_empty() && state.ready_claude.is_empty())
+        && (AT_ONCE..state.max_workers as usize).contains(&state.view.workers.len());
+    let settled = open_attempts(state).map(|open| open.since_ms.saturating_add(SETTLED_MS)).filter(|at| *at > now_ms);
+    let settled = settled.min().filter(|_| more);
+    [retry, gate, end, settled].into_iter().flatten().min()
 }
 
 #[cfg(test)]
@@ -502,6 +524,31 @@ mod tests {
 
     fn ask(id: &str) -> Task {
         Task { action: claude("p"), ..task(id) }
+    }
+
+    #[test]
+    fn many_workers_come_once_it_shows_that_the_tasks_take_a_while() {
+        let tasks = (0..100).map(|i| task(&format!("t{i}"))).collect();
+        let mut run = Course::new(tasks, |p| p.limits.max_workers = 40);
+        let process =
+            || Body::WorkerStarted(crate::model::event::Process { pid: 1, start_time: 1, boot_id: "b".into() });
+        let mut hired = 0;
+        let mut waves = Vec::new();
+        while hired < 40 {
+            let wanted = run.ask(workers_wanted);
+            waves.push(wanted);
+            for _ in 0..wanted {
+                hired += 1;
+                run.emit(Draft::worker(WorkerNo(hired), process()));
+                run.start().unwrap();
+            }
+            assert_eq!(run.ask(workers_wanted), 0, "all of them are new");
+            if hired < 40 {
+                run.now_ms = next_moment(&run.state, &run.plan, run.now_ms).unwrap();
+            }
+        }
+        assert_eq!(waves, [8, 16, 16]);
+        assert_eq!(next_moment(&run.state, &run.plan, run.now_ms), None, "nobody waits for more than there may be");
     }
 
     #[test]
