@@ -589,6 +589,21 @@ fn a_task_that_spoils_its_worktree_does_not_spoil_its_patch() {
 }
 
 #[test]
+fn what_git_ignores_is_saved_where_it_was_added_on_purpose() {
+    let Some(scene) = scene("what_git_ignores_is_saved_where_it_was_added_on_purpose") else { return };
+    scene.run(&json!([
+        {"id": "committed", "isolate": "worktree", "shell":
+            "echo made > a.ignored; echo odd > '[x].ignored'; echo no > b.ignored; git add -f a.ignored '[x].ignored'; git commit -qm x"},
+        {"id": "added", "isolate": "worktree", "shell": "echo kept > c.ignored; git add -f c.ignored; rm a.txt; git rm -q a.txt"}]));
+    let patch = scene.patch("committed.1");
+    assert!(patch.contains("+made\n") && patch.contains("+odd\n") && !patch.contains("+no\n"), "{patch}");
+    assert!(scene.patch("added.1").contains("+kept\n"));
+    assert!(scene.cpw(&["result", "committed", "--apply"]).status.success());
+    assert_eq!(scene.world.read("a.ignored").unwrap(), "made\n");
+    scene.is_clean();
+}
+
+#[test]
 fn a_change_that_no_patch_can_hold_keeps_its_worktree() {
     let Some(scene) = scene("a_change_that_no_patch_can_hold_keeps_its_worktree") else { return };
     scene.start(

@@ -132,6 +132,12 @@ impl Call<'_> {
         self.set("GIT_DIR", git_dir.as_os_str()).set("GIT_WORK_TREE", files.as_os_str())
     }
 
+    /// With paths that mean what they say, whatever characters are in them.
+    #[must_use]
+    pub fn literal(self) -> Self {
+        self.set("GIT_LITERAL_PATHSPECS", OsStr::new("1"))
+    }
+
     /// With its stdout in a file.
     #[must_use]
     pub fn into_file(mut self, file: File) -> Self {
@@ -291,6 +297,23 @@ pub fn tree_of(git: &Git, files: &Path, git_dir: Option<&Path>, index: &Path) ->
     };
     let id = call().args(["write-tree"]).line()?.to_string_lossy().into_owned();
     Ok(Tree { id, strangers })
+}
+
+/// Adds to `index` what the repository's own index in `files` holds although git ignores it: somebody has added it on purpose.
+/// `list` is a file for the names. What cannot be told, because that index is spoiled, is left out.
+pub fn keep_forced(git: &Git, files: &Path, git_dir: &Path, index: &Path, list: &Path) -> Result<(), String> {
+    let asked = git.at(files).args(["ls-files", "-c", "-i", "--exclude-standard", "-z"]).ask();
+    let there = |name: &&[u8]| !name.is_empty() && files.join(OsStr::from_bytes(name)).symlink_metadata().is_ok();
+    let names = asked.unwrap_or_default();
+    let names: Vec<&[u8]> = names.split(|b| *b == 0).filter(there).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    std::fs::write(list, names.join(&0)).map_err(|e| format!("cannot write {}: {e}", list.display()))?;
+    let mut from = OsString::from("--pathspec-from-file=");
+    from.push(list);
+    let call = git.at(files).index(index).repository(git_dir, files).literal();
+    call.args([OsStr::new("add"), OsStr::new("-f"), OsStr::new("--pathspec-file-nul"), &from]).ask().map(drop)
 }
 
 /// The first submodule of an index.

@@ -164,7 +164,7 @@ impl Spot {
             // Strictly, because the name of another task may begin like this attempt's.
             let by = rest.strip_prefix("save-").map(|r| r.trim_start_matches(|c: char| c.is_ascii_digit()));
             let scratch = matches!(rest, "index" | "index.lock");
-            if scratch || matches!(by, Some(".index" | ".index.lock" | ".patch")) {
+            if scratch || matches!(by, Some(".index" | ".index.lock" | ".patch" | ".forced")) {
                 drop(self.logs.remove(&name));
             }
         }
@@ -524,6 +524,7 @@ fn save(git: &Git, repo: &Repo, spot: &Spot, record: &mut Record) -> Result<(), 
     let (index, patch) = (spot.file(&format!("save-{me}.index")), spot.file(&format!("save-{me}.patch")));
     let failed = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     git::copy_index(&spot.file("index"), &index).map_err(failed("cannot copy its index"))?;
+    git::keep_forced(git, &files, &repo.common, &index, &spot.file(&format!("save-{me}.forced")))?;
     let tree = git::tree_of(git, &files, Some(&repo.common), &index)?;
     record.more = tree.strangers.first().map(|first| {
         let first = text::one_line(&first.display().to_string(), 100);
