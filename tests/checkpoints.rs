@@ -47,7 +47,7 @@ mod tests {
             true,
         );
         assert!(at(&happened, "checkpoint build") < at(&happened, "started test"));
-        assert!(at(&happened, "done test") < at(&happened, "done build"), "it went on: {happened:?}");
+        assert!(at(&happened, "spawned test") < at(&happened, "done build"), "it went on: {happened:?}");
         assert!(at(&happened, "done build") < at(&happened, "started pack"));
         let told = scratch.cpw(&["result", "test"]).out;
         let told: Value = serde_json::from_str(&told).expect("what it was told");

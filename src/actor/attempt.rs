@@ -224,11 +224,7 @@ impl Attempt {
         let [stdout_name, stderr_name] = run::output_names(&task.id, id.number);
         let stdout = logs.create_new(&stdout_name, 0o600).map_err(failed("the file for stdout"))?;
         let stderr = logs.create_new(stderr_name, 0o600).map_err(failed("the file for stderr"))?;
-        let needs = format!("{name}.needs.json");
-        let needs_json = needs_of(making, task).to_string();
-        // Nobody reads it before the task is there, and an attempt that is given up is never made again.
-        let told = logs.create_new(&needs, 0o600).and_then(|file| file.write_all_at(needs_json.as_bytes(), 0));
-        told.map_err(failed("the file of needed results"))?;
+        let needs = tell_needs(making, task, &logs, &name).map_err(failed("the file of needed results"))?;
 
         let (mut scratch, mut stream, mut stdin) = (None, None, None);
         if let Some(claude) = task.claude() {
@@ -608,6 +604,20 @@ fn argv_of(making: Making<'_>, id: &AttemptId, ground: &Ground, out: &Path) -> V
             })
         }
     }
+}
+
+/// Writes what a task is told about the tasks it needs; the name of the file. To make one costs more than anything else
+/// before a task begins: those that need nothing share one.
+fn tell_needs(making: Making<'_>, task: &Task, logs: &Dir, name: &str) -> std::io::Result<String> {
+    let shared = task.needs.is_empty();
+    let file = if shared { "none.needs.json".to_owned() } else { format!("{name}.needs.json") };
+    match logs.create_new(&file, 0o400) {
+        // Nobody reads it before the task is there, and an attempt that is given up is never made again.
+        Ok(made) => made.write_all_at(needs_of(making, task).to_string().as_bytes(), 0)?,
+        Err(e) if shared && e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e),
+    }
+    Ok(file)
 }
 
 /// What a task is told about the tasks it needs: per need its state, its line and the absolute path of its result.
