@@ -310,9 +310,16 @@ mod tests {
         path.to_str().expect("ASCII")
     }
 
-    fn is_stopped(pid: Pid) -> bool {
+    fn is_in(pid: impl std::fmt::Display, states: &[char]) -> bool {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 'Z']))
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(states))
+    }
+
+    /// Stopped, or gone, or waiting in `vfork` for a child that is stopped: no signal reaches it there.
+    fn is_stopped(pid: Pid) -> bool {
+        let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        is_in(pid, &['T', 'Z'])
+            || is_in(pid, &['D']) && children().split(' ').any(|c| !c.is_empty() && is_in(c, &['T']))
     }
 
     /// Stops everything in the world, does something, and lets it go on.
