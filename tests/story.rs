@@ -55,7 +55,7 @@ fn config() -> Value {
                 "name": "lint",
                 "when": {"prompt": "(?i)\\blint\\b", "files": {"min": 1}},
                 "for_each": "files",
-                "tasks": [{"id": "lint-{{item.stem}}", "shell": "echo lint-of-$CPW_ITEM"}],
+                "tasks": [{"id": "lint-{{item.stem}}", "shell": "until [ -e \"$HOME/go-$CPW_TASK\" ]; do sleep 0.02; done; echo lint-of-$CPW_ITEM"}],
             },
         ],
     })
@@ -253,15 +253,20 @@ fn a_prompt_that_matches_nothing_sees_nothing() {
 fn a_second_prompt_starts_a_second_run() {
     on_each_client(|installed| {
         let world = project();
-        for task in ["analyze-api", "analyze-db", "analyze-ui", "bench"] {
-            std::fs::write(world.home().join(format!("go-{task}")), "").expect("a file in the home");
-        }
+        let (first, second) = (Arc::clone(&world), Arc::clone(&world));
         let api = Api::start(
             Script::new()
-                .then(Turn::text("First."))
+                // Not before the prompt was answered, which would bring their news along.
+                .ask(move |_: &Request| {
+                    for task in ["analyze-api", "analyze-db", "analyze-ui", "bench"] {
+                        finish(&first, task);
+                    }
+                    Turn::text("First.")
+                })
                 .then(Turn::text("First, with results."))
-                .ask(|request: &Request| {
+                .ask(move |request: &Request| {
                     assert_eq!(request.count("cpw has started 1 task beside this conversation: api.py"), 1);
+                    finish(&second, "lint-api");
                     Turn::text("Second.")
                 })
                 .ask(|request: &Request| {
