@@ -776,6 +776,15 @@ fn p14_a_client_that_kills_the_group_of_its_hook_does_not_reach_the_workers() {
 
 // P15 stands in tests/faults.rs, as P01, P06, P07, P18 and P20 for single operations; P17 in tests/hooks.rs.
 
+/// A prompt whose hook is killed when it is about to answer.
+fn kill_before_the_answer(site: &Site) {
+    let answer = site.scratch.path("io/out").display().to_string();
+    let inject = "inject=write,writev:signal=KILL:when=1";
+    let outer = words(&["strace", "-qq", "-o", "/dev/null", "-P", &answer, "-e", "trace=write,writev", "-e", inject]);
+    let killed = site.scratch.run(site.scratch.hook(&outer, &prompt("p1")), PATIENCE);
+    assert!(killed.is_killed() && killed.out.is_empty(), "{killed:?}");
+}
+
 /// Killed when it is about to answer: the run is there, and the model does not know of it.
 #[test]
 fn p16_a_run_whose_announcement_was_lost_is_told_by_the_next_hook() {
@@ -784,11 +793,7 @@ fn p16_a_run_whose_announcement_was_lost_is_told_by_the_next_hook() {
     }
     let site = Site::new();
     rules(&site);
-    let answer = site.scratch.path("io/out").display().to_string();
-    let inject = "inject=write,writev:signal=KILL:when=1";
-    let outer = words(&["strace", "-qq", "-o", "/dev/null", "-P", &answer, "-e", "trace=write,writev", "-e", inject]);
-    let killed = site.scratch.run(site.scratch.hook(&outer, &prompt("p1")), PATIENCE);
-    assert!(killed.is_killed() && killed.out.is_empty(), "{killed:?}");
+    kill_before_the_answer(&site);
     for task in ["a", "b"] {
         site.until_spawned(task, 1);
     }
@@ -813,11 +818,7 @@ fn p16_the_same_prompt_again_says_what_was_started_and_starts_nothing() {
     }
     let site = Site::new();
     rules(&site);
-    let answer = site.scratch.path("io/out").display().to_string();
-    let inject = "inject=write,writev:signal=KILL:when=1";
-    let outer = words(&["strace", "-qq", "-o", "/dev/null", "-P", &answer, "-e", "trace=write,writev", "-e", inject]);
-    let killed = site.scratch.run(site.scratch.hook(&outer, &prompt("p1")), PATIENCE);
-    assert!(killed.is_killed() && killed.out.is_empty(), "{killed:?}");
+    kill_before_the_answer(&site);
     let again = site.scratch.run(site.scratch.hook(&[], &prompt("p1")), PATIENCE);
     assert!(again.is_ok(), "{again:?}");
     assert_eq!(site.scratch.ledgers().unwrap().len(), 1);

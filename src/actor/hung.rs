@@ -41,7 +41,8 @@ pub fn end_overdue(run: &Run, me: Option<WorkerNo>, asked_ms: Option<u64>, now_m
 
 /// When the next worker other than `me` could be overdue, on the clock of `now_ms`.
 pub fn next_overdue(run: &Run, me: Option<WorkerNo>, asked_ms: Option<u64>, now_ms: u64) -> Option<u64> {
-    let moments = others(run, me, asked_ms).flat_map(|(_, deadline)| [deadline + STOPPED_MS, deadline + STUCK_MS]);
+    let moments = others(run, me, asked_ms)
+        .flat_map(|(_, deadline)| [STOPPED_MS, STUCK_MS].map(|over| deadline.saturating_add(over)));
     moments.filter(|at| *at > now_ms).min()
 }
 

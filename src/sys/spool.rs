@@ -101,6 +101,10 @@ pub fn cut(file: &File) -> io::Result<u64> {
     }
     let _guard = Guard::exclusive(file, PATIENCE)?.ok_or(Errno::EWOULDBLOCK)?;
     let length = file.metadata()?.len();
+    if length <= CAP {
+        // Who wrote it has emptied it meanwhile.
+        return Ok(0);
+    }
     let gone = length - HEAD - TAIL;
     let mark = format!("\n[cpw: {gone} bytes are cut out here]\n");
     file.write_all_at(mark.as_bytes(), HEAD)?;
