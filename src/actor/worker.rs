@@ -222,16 +222,21 @@ impl Worker {
         if self.leads {
             let Run { folder, plan, state, .. } = &self.run;
             let at = self.spools.look(folder, plan, state, clock::mono_ms());
-            self.look_at_ms = self.look_at_ms.into_iter().chain(at).min();
+            self.look_by(at);
         }
         let last = todo.leave || (todo.changed && self.run.state.view.ended.is_some());
         if self.leads || last {
             let wait = self.run.save_index(last);
             let at = wait.map(|ms| clock::mono_ms() + ms);
-            self.look_at_ms = self.look_at_ms.into_iter().chain(at).min();
+            self.look_by(at);
         }
         self.sync_at_ends(todo.hire == 0, todo.leave);
         Ok(todo.leave)
+    }
+
+    /// The next look comes at this time at the latest, on the monotonic clock.
+    fn look_by(&mut self, at_ms: Option<u64>) {
+        self.look_at_ms = self.look_at_ms.into_iter().chain(at_ms).min();
     }
 
     /// Starts so many further workers. Fewer are slower, not wrong; a later look tries again.
@@ -246,7 +251,7 @@ impl Worker {
                 }
             };
             let at = clock::mono_ms() + later;
-            self.look_at_ms = Some(self.look_at_ms.map_or(at, |sooner| sooner.min(at)));
+            self.look_by(Some(at));
             return;
         }
     }
@@ -349,7 +354,7 @@ impl Worker {
         let now = clock::mono_ms();
         let until = client.gone_since_ms.get_or_insert(now).saturating_add(grace.as_ms());
         if now < until {
-            self.look_at_ms = Some(self.look_at_ms.map_or(until, |at| at.min(until)));
+            self.look_by(Some(until));
             return Ok(());
         }
         let gone = client.process.clone();
@@ -507,7 +512,7 @@ impl Worker {
         let progress = self.progress.clone()?;
         if now_ms < self.progress_at_ms {
             let at = self.progress_at_ms;
-            self.look_at_ms = Some(self.look_at_ms.map_or(at, |l| l.min(at)));
+            self.look_by(Some(at));
             return None;
         }
         Some(progress)
