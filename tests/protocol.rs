@@ -659,6 +659,8 @@ fn task(id: &str, needs: &[&str], retries: u32) -> Task {
         retries,
         backoff: Backoff { initial: cpw::base::span::Span::from_ms(0), ..Backoff::default() },
         allow_failure: false,
+        critical: false,
+        signals: None,
         summary: None,
         env: BTreeMap::new(),
         cwd: None,

@@ -29,6 +29,8 @@ pub(crate) fn task(id: &str) -> Task {
         retries: 0,
         backoff: Backoff::default(),
         allow_failure: false,
+        critical: false,
+        signals: None,
         summary: None,
         env: BTreeMap::new(),
         cwd: None,

@@ -23,7 +23,8 @@ pub const PLAN_LATER: &[&str] = &["resources", "signals", "votes"];
 pub const PLAN_LIMIT_KEYS: &[&str] =
     &["max_workers", "max_claude", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
 /// Keys of a plan's `conductor`.
-pub const PLAN_CONDUCTOR_KEYS: &[&str] = &["on_claimed", "wait", "gate", "hold", "news_chars", "worker_text"];
+pub const PLAN_CONDUCTOR_KEYS: &[&str] =
+    &["on_claimed", "wait", "gate", "hold", "news_chars", "news_tokens", "worker_text"];
 
 /// The most needs that a plan may have in all, globs resolved.
 pub const MAX_NEEDS: usize = 200_000;
@@ -93,6 +94,8 @@ pub(super) fn task_of(draft: &TaskDraft, id: TaskId, action: Action, defaults: &
         retries: draft.retries.unwrap_or_else(|| defaults.retries()),
         backoff: draft.backoff.unwrap_or_default(),
         allow_failure: draft.allow_failure,
+        critical: draft.critical,
+        signals: draft.signals.clone(),
         summary: draft.summary.clone(),
         env: draft.env.clone(),
         cwd: draft.cwd.clone(),

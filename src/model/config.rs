@@ -38,7 +38,8 @@ pub const USER_LIMIT_KEYS: &[&str] = &[
     "max_budget_usd",
 ];
 /// Keys of `conductor`.
-pub const CONDUCTOR_KEYS: &[&str] = &["on_claimed", "wait", "gate", "hold", "wake", "news_chars", "worker_text"];
+pub const CONDUCTOR_KEYS: &[&str] =
+    &["on_claimed", "wait", "gate", "hold", "wake", "news_chars", "news_tokens", "worker_text"];
 /// Keys of a rule.
 pub const RULE_KEYS: &[&str] = &["name", "when", "for_each", "tasks", "merge"];
 /// Keys of a rule that belong to the format, but not to this version.
@@ -91,6 +92,8 @@ pub struct Settings {
     pub wake: Option<bool>,
     /// Characters of news per delivery.
     pub news_chars: Option<u32>,
+    /// Tokens of news per run.
+    pub news_tokens: Option<u32>,
     /// How much of a worker's own words is shown.
     pub worker_text: Option<WorkerText>,
     /// When the log is on the disk.
@@ -130,6 +133,7 @@ impl Settings {
             hold: self.hold.or(wider.hold),
             wake: self.wake.or(wider.wake),
             news_chars: self.news_chars.or(wider.news_chars),
+            news_tokens: self.news_tokens.or(wider.news_tokens),
             worker_text: self.worker_text.or(wider.worker_text),
             durability: self.durability.or(wider.durability),
         }
@@ -155,6 +159,7 @@ impl Settings {
             gate: self.gate.unwrap_or(default.gate),
             hold: self.hold.unwrap_or(default.hold),
             news_chars: self.news_chars.unwrap_or(default.news_chars),
+            news_tokens: self.news_tokens.unwrap_or(default.news_tokens),
             worker_text: self.worker_text.unwrap_or(default.worker_text),
         }
     }
@@ -471,6 +476,7 @@ pub(super) fn settings(n: &Node<'_>, r: &mut Report, limit_keys: &[&str], conduc
         out.wake = n.field("wake", r, json::boolean);
         // The client replaces context of more than 10,000 characters by a file name; the rest is for cpw's own words.
         out.news_chars = n.field("news_chars", r, |n, r| n.integer(r, 200..=9000));
+        out.news_tokens = n.field("news_tokens", r, |n, r| n.integer(r, 100..=10_000_000));
         out.worker_text =
             n.field("worker_text", r, |n, r| n.choice(r, &[("line", WorkerText::Line), ("none", WorkerText::None)]));
     }

@@ -7,6 +7,7 @@ use crate::base::span::Limit;
 use crate::base::text::one_line;
 use crate::model::config::{Config, ForEach, Rule};
 use crate::model::plan::{Action, Isolate, PermissionMode, Plan};
+use crate::model::signal::Right;
 
 /// What would be executed, and when, is shown whole before it is approved: what is cut could be what matters.
 const ALL: usize = usize::MAX;
@@ -63,6 +64,7 @@ fn rule_text(rule: &Rule, out: &mut String) {
         }
         action_text(&task.action, ALL, out);
         extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, ALL, out);
+        speech(task.critical, task.signals.as_deref(), out);
     }
     for m in &rule.merge {
         merge_text(&m.tool, &m.matches, &m.set, &m.needs.join(", "), out);
@@ -94,6 +96,7 @@ pub fn plan_text(plan: &Plan) -> String {
         }
         action_text(&task.action, SOME, &mut out);
         extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, SOME, &mut out);
+        speech(task.critical, task.signals.as_deref(), &mut out);
     }
     for m in &plan.merge {
         let needs: Vec<&str> = m.needs.iter().map(crate::base::ids::TaskId::as_str).collect();
@@ -206,6 +209,17 @@ fn extras(
     }
     if !claims.is_empty() {
         line(out, "  claims", &claims.join(", "), max);
+    }
+}
+
+/// What it may say to the session, where that is more or less than usual.
+fn speech(critical: bool, signals: Option<&[Right]>, out: &mut String) {
+    if critical {
+        line(out, "  critical", "the session does not stop before it has heard that this failed or was skipped", ALL);
+    }
+    if let Some(signals) = signals {
+        let all: Vec<String> = signals.iter().map(ToString::to_string).collect();
+        line(out, "  may signal", &if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }, ALL);
     }
 }
 

@@ -11,6 +11,7 @@ use crate::model::check::split_need;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Report, excerpt};
 use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate, PermissionMode};
+use crate::model::signal::Right;
 use crate::model::template;
 
 /// Keys of a task.
@@ -26,6 +27,8 @@ pub const TASK_KEYS: &[&str] = &[
     "retries",
     "backoff",
     "allow_failure",
+    "critical",
+    "signals",
     "summary",
     "env",
     "cwd",
@@ -34,7 +37,7 @@ pub const TASK_KEYS: &[&str] = &[
 ];
 
 /// Keys of a task that belong to the format, but not to this version.
-pub const TASK_LATER: &[&str] = &["resources", "critical", "signals"];
+pub const TASK_LATER: &[&str] = &["resources"];
 
 /// Keys of a task's `claude`.
 pub const CLAUDE_KEYS: &[&str] =
@@ -97,6 +100,10 @@ pub struct TaskDraft {
     pub backoff: Option<Backoff>,
     /// Whether others go on when it failed.
     pub allow_failure: bool,
+    /// Whether the session must hear that it failed.
+    pub critical: bool,
+    /// What it may say to the session.
+    pub signals: Option<Vec<Right>>,
     /// A regex over the output.
     pub summary: Option<String>,
     /// Variables.
@@ -206,6 +213,8 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
         retries: None,
         backoff: None,
         allow_failure: false,
+        critical: false,
+        signals: None,
         summary: None,
         env: BTreeMap::new(),
         cwd: None,
@@ -236,6 +245,8 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
     out.retries = n.field("retries", r, |n, r| n.integer(r, 0..=100));
     out.backoff = n.field("backoff", r, backoff);
     out.allow_failure = n.field("allow_failure", r, json::boolean).unwrap_or(false);
+    out.critical = n.field("critical", r, json::boolean).unwrap_or(false);
+    out.signals = n.field("signals", r, |n, r| Some(rights(n, r)));
     out.summary = n.field("summary", r, |n, r| regex(n, r, depth));
     out.env = n.field("env", r, |n, r| Some(environment(n, r, scope))).unwrap_or_default();
     out.cwd = n.field("cwd", r, |n, r| {
@@ -247,6 +258,20 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
         .field("isolate", r, |n, r| n.choice(r, &[("none", Isolate::None), ("worktree", Isolate::Worktree)]))
         .unwrap_or_default();
     out.priority = n.field("priority", r, |n, r| n.integer(r, -1000..=1000)).unwrap_or(0);
+    out
+}
+
+/// Reads `signals`.
+fn rights(n: &Node<'_>, r: &mut Report) -> Vec<Right> {
+    let mut out = Vec::new();
+    for n in n.array(r) {
+        let Some(text) = n.text(r) else { continue };
+        match Right::parse(text) {
+            Ok(right) if out.contains(&right) => n.wrong(r, format!("\"{right}\" stands here twice")),
+            Ok(right) => out.push(right),
+            Err(e) => n.wrong(r, format!("\"{}\" {e}", excerpt(text))),
+        }
+    }
     out
 }
 

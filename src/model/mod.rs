@@ -13,6 +13,7 @@ pub mod plan;
 pub mod scan;
 pub mod schema;
 pub mod settings;
+pub mod signal;
 pub mod starter;
 pub mod template;
 pub mod words;

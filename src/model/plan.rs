@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{BadId, CheckpointName, RunId, SessionId, TaskId};
 use crate::base::span::{Limit, Span};
+use crate::model::signal::Right;
 
 /// The version of the plan format that this cpw writes.
 pub const VERSION: u32 = 1;
@@ -134,8 +135,18 @@ pub struct Conductor {
     pub hold: Span,
     /// Characters of news per delivery.
     pub news_chars: u32,
+    /// Tokens of news per run, estimated; what comes beyond is told in short.
+    #[serde(default = "Conductor::default_news_tokens")]
+    pub news_tokens: u32,
     /// How much of a worker's own words is shown.
     pub worker_text: WorkerText,
+}
+
+impl Conductor {
+    /// The news of fifty deliveries of usual length.
+    fn default_news_tokens() -> u32 {
+        20_000
+    }
 }
 
 impl Default for Conductor {
@@ -146,6 +157,7 @@ impl Default for Conductor {
             gate: Gate::Hold,
             hold: Span::from_secs(600),
             news_chars: 4000,
+            news_tokens: Conductor::default_news_tokens(),
             worker_text: WorkerText::Line,
         }
     }
@@ -179,6 +191,12 @@ pub struct Task {
     /// Whether tasks that need this one go on when it failed.
     #[serde(default)]
     pub allow_failure: bool,
+    /// Whether the session is not to stop before it has heard that this task failed, or was skipped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub critical: bool,
+    /// What it may say to the session; absent: as `model::signal::may_send` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<Vec<Right>>,
     /// A regex over the output; group 1 of its last match is the line that the session reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,

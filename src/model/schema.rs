@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::model::event::Body;
+use crate::model::signal::Right;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -218,6 +219,14 @@ fn conductor(config: bool) -> Vec<(&'static str, Value)> {
     out.extend([
         ("news_chars", integer(200, 9000, "Characters of news per delivery. Default 4000.")),
         (
+            "news_tokens",
+            integer(
+                100,
+                10_000_000,
+                "Tokens of news per run, estimated; what comes beyond is told in short. Default 20000.",
+            ),
+        ),
+        (
             "worker_text",
             words(
                 &["line", "none"],
@@ -272,6 +281,17 @@ fn task(plan: bool) -> Value {
         (
             "allow_failure",
             json!({"type": "boolean", "description": "Whether tasks that need this one go on when it failed. Default false."}),
+        ),
+        (
+            "critical",
+            json!({"type": "boolean", "description": "Whether the session must hear, before it stops, that this task failed or was skipped. Default false."}),
+        ),
+        (
+            "signals",
+            list(
+                words(&Right::ALL.split(", ").collect::<Vec<_>>(), "A hook and a code."),
+                "What it may say to the session by cpw signal. Default: inform anybody, block calls on its own claims, and keep the session from stopping if it is critical.",
+            ),
         ),
         (
             "summary",

@@ -247,6 +247,8 @@ fn task(i: usize) -> Task {
         retries: 0,
         backoff: Backoff::default(),
         allow_failure: false,
+        critical: false,
+        signals: None,
         summary: None,
         env: BTreeMap::new(),
         cwd: None,
