@@ -9,6 +9,7 @@ pub mod event;
 pub mod expand;
 pub mod glob;
 pub mod json;
+pub mod matcher;
 pub mod plan;
 pub mod scan;
 pub mod schema;
