@@ -630,6 +630,9 @@ impl Sleepers {
                 assert!(wake.rings(&Concern::Worker(open.worker)), "{} sleeps on a lost cause", open.worker);
             }
         }
+        if after.view.news.iter().any(|news| news.seq > before.view.seq) {
+            assert!(wake.rings(&Concern::News), "who is to be told sleeps");
+        }
         if before.view.ended.is_none() && after.view.ended.is_some() {
             let task = plan.tasks[0].id.clone();
             let worker = Concern::Worker(WorkerNo(77));

@@ -33,6 +33,8 @@ pub enum Concern {
     End,
     /// What a Stop that holds the session needs: the end of the run, or that the user has typed.
     Stop,
+    /// What the session is to be told: the outcome of any task, the end of the run.
+    News,
 }
 
 impl Concern {
@@ -46,6 +48,7 @@ impl Concern {
             Concern::Outcomes => "outcomes".into(),
             Concern::End => "end".into(),
             Concern::Stop => "stop".into(),
+            Concern::News => "news".into(),
         }
     }
 
@@ -58,6 +61,7 @@ impl Concern {
             "outcomes" => Concern::Outcomes,
             "end" => Concern::End,
             "stop" => Concern::Stop,
+            "news" => Concern::News,
             _ => worker().or_else(task).unwrap_or(Concern::All),
         }
     }
@@ -172,7 +176,7 @@ impl Wake {
 
     fn outcome(&mut self, event: &Event, last: bool) {
         if let Some(task) = event.task.as_ref().filter(|_| last) {
-            self.concerns.extend([Concern::Task(task.clone()), Concern::Outcomes]);
+            self.concerns.extend([Concern::Task(task.clone()), Concern::Outcomes, Concern::News]);
         }
         // If somebody else has given the attempt up, its worker must let go of it.
         self.concerns.extend(event.worker.map(Concern::Worker));
@@ -298,7 +302,7 @@ mod tests {
     fn rung(wake: &Wake) -> String {
         let tasks = ["a", "b", "c", "d"].map(|t| Concern::Task(id(t)));
         let workers = (1..=4).map(|n| Concern::Worker(WorkerNo(n)));
-        let others = [Concern::All, Concern::Lead, Concern::Outcomes, Concern::End, Concern::Stop];
+        let others = [Concern::All, Concern::Lead, Concern::Outcomes, Concern::End, Concern::Stop, Concern::News];
         let all = others.into_iter().chain(workers).chain(tasks).filter(|c| wake.rings(c));
         let mut names: Vec<String> = all.map(|c| c.name()).collect();
         let Offer { idle, wanted } = wake.offered();
@@ -324,7 +328,7 @@ mod tests {
         // W1 takes one of the two itself.
         assert_eq!(
             rung(&s.wake([ended_by(1, "a", done("x")), started_by(1, "c")])),
-            "all outcomes w1 task-a 1 of W3+W4"
+            "all outcomes news w1 task-a 1 of W3+W4"
         );
         // What the last one takes leaves the others nothing to wait for.
         assert_eq!(rung(&s.wake([started_by(3, "d")])), "all w4");
@@ -333,14 +337,17 @@ mod tests {
     #[test]
     fn more_tasks_than_idle_workers_are_offered_all_the_same() {
         let mut s = Scene::new(2);
-        assert_eq!(rung(&s.wake([ended_by(1, "a", done("x")), started_by(1, "c")])), "all outcomes w1 task-a 1 of ");
+        assert_eq!(
+            rung(&s.wake([ended_by(1, "a", done("x")), started_by(1, "c")])),
+            "all outcomes news w1 task-a 1 of "
+        );
     }
 
     #[test]
     fn what_is_beyond_the_limit_is_offered_to_nobody() {
         let mut s = Scene::new(4);
         s.state.max_workers = 2;
-        assert_eq!(rung(&s.wake([ended_by(1, "a", done("x")), started_by(1, "c")])), "all outcomes w1 task-a");
+        assert_eq!(rung(&s.wake([ended_by(1, "a", done("x")), started_by(1, "c")])), "all outcomes news w1 task-a");
     }
 
     #[test]
@@ -362,13 +369,13 @@ mod tests {
         let mut s = Scene::new(4);
         let lost = Body::Lost(Ended { reason: "died".into(), ..Ended::default() });
         let gone = Draft::worker(WorkerNo(2), Body::WorkerLost(Reason { reason: "died".into() }));
-        assert_eq!(rung(&s.wake([ended_by(2, "b", lost), gone])), "all outcomes w2 task-b");
+        assert_eq!(rung(&s.wake([ended_by(2, "b", lost), gone])), "all outcomes news w2 task-b");
     }
 
     #[test]
     fn what_was_offered_to_a_worker_that_has_died_is_offered_again() {
         let mut s = Scene::new(4);
-        assert_eq!(rung(&s.wake([ended_by(1, "a", done("x"))])), "all outcomes w1 task-a 2 of W1+W3+W4");
+        assert_eq!(rung(&s.wake([ended_by(1, "a", done("x"))])), "all outcomes news w1 task-a 2 of W1+W3+W4");
         let gone = Draft::worker(WorkerNo(3), Body::WorkerLost(Reason { reason: "died".into() }));
         assert_eq!(rung(&s.wake([gone])), "all 2 of W1+W4");
         let left = Draft::worker(WorkerNo(4), Body::WorkerExited(Reason { reason: "told to end".into() }));
@@ -379,7 +386,7 @@ mod tests {
     fn the_end_concerns_everybody_and_letting_go_only_the_stop_that_holds() {
         let mut s = Scene::new(4);
         let ended = RunEnded { status: Verdict::Ok, reason: "x".into(), done: 0, failed: 0, skipped: 0, cancelled: 0 };
-        let everybody = "all lead outcomes end stop w1 w2 w3 w4 task-a task-b task-c task-d";
+        let everybody = "all lead outcomes end stop news w1 w2 w3 w4 task-a task-b task-c task-d";
         assert_eq!(rung(&s.wake([Draft::run(Body::RunEnded(ended))])), everybody);
         assert_eq!(rung(&Wake::let_go()), "stop");
         assert!(Wake::default().is_empty() && !Wake::let_go().is_empty());
@@ -396,6 +403,7 @@ mod tests {
             Concern::Outcomes,
             Concern::End,
             Concern::Stop,
+            Concern::News,
         ];
         for concern in all {
             assert_eq!(Concern::parse(&concern.name()), concern);
