@@ -821,6 +821,9 @@ mod tests {
             let live = locked(&dir, "live");
             let pid = spawn_detached(Path::new("/bin/sh"), &args, EnvChange::default(), temp.path(), live).unwrap();
             let _stray = Stray::new(pid);
+            // Before it is the other program, it shows the environment of this one.
+            let exe = || std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+            until("it is the other program", || exe() != std::env::current_exe().unwrap());
             let environment = environ_of(pid);
             assert!(!environment.iter().any(|(k, _)| k == "CPW_RUN" || k == "CPW_TASK" || k == "CPW_ATTEMPT"));
             assert!(environment.iter().any(|(k, _)| k == "CPW_TEST_ROLE"));
