@@ -68,6 +68,8 @@ pub enum Command {
     Summary(cmd::progress::SummaryArgs),
     /// Inside a task: say that it has come to a point that others wait for
     Checkpoint(cmd::checkpoint::Args),
+    /// Inside a task: say something to the session, or keep it from doing something
+    Signal(cmd::signal::Args),
     /// Run one task in the foreground, or work on a run as one of its workers
     Worker(cmd::worker::Args),
 }
@@ -110,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Progress(args) => cmd::progress::run(args),
         Command::Summary(args) => cmd::progress::run_summary(args),
         Command::Checkpoint(args) => cmd::checkpoint::run(args),
+        Command::Signal(args) => cmd::signal::run(args),
         Command::Worker(args) => cmd::worker::run(args),
     };
     match result {

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use cpw::base::ids::WorkerNo;
+use cpw::logic::signals::{self, Now, Occasion};
 use cpw::logic::state::State;
 use cpw::logic::view::{Phase, View};
 use cpw::logic::{conductor, sched};
@@ -111,8 +112,16 @@ fn fold(events: &[Event]) {
         assert_eq!(state.view, view, "the view alone is another one");
         is_consistent(&state);
     }
-    let news = conductor::news(&view, ".claude/runs/r", 1000);
-    assert!(news.text.chars().count() <= 1000, "{}", news.text);
+    let now = Now { ms: 5, boot_id: "boot" };
+    for occasion in [Occasion::Step, Occasion::Stop, Occasion::Prompt, Occasion::Idle] {
+        let news = conductor::news(&view, ".claude/runs/r", 1000, occasion, now);
+        assert!(news.text.chars().count() <= 1000, "{}", news.text);
+        assert!(conductor::has_news(&view, occasion, now) || news == conductor::Message::default());
+    }
+    for signal in &view.signals {
+        signals::refusal(signal, &view, "r", now, 5);
+    }
+    assert!(view.signals.len() <= signals::MAX_SIGNALS);
     conductor::still_processing(&view);
     for merge in &view.merges {
         conductor::needs_of(&view, merge);

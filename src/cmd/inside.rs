@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use crate::base::env;
 use crate::base::exit::Wrong;
 use crate::base::ids::{TaskId, WorkerNo};
-use crate::logic::view::Phase;
+use crate::logic::view::{Phase, View};
 use crate::model::event::{Body, Draft};
 use crate::store::run::RunDir;
 
@@ -31,20 +31,29 @@ pub struct Inside {
 impl Inside {
     /// Writes what the attempt says, while it is open; an error where it is over.
     pub fn say(&self, body: Body) -> anyhow::Result<()> {
+        self.say_with(|_, _| Ok(body)).map(drop)
+    }
+
+    /// As [`Inside::say`], what is made from the run's view and the number that the event will have, under the log's lock.
+    /// Returns that number.
+    pub fn say_with(&self, make: impl FnOnce(&View, u64) -> anyhow::Result<Body>) -> anyhow::Result<u64> {
         let Inside { folder, task, attempt, worker } = self;
         let mut hooked = folder.open_view()?;
         let written = hooked.transact(folder, |tx| {
             let open = tx.fold.ended.is_none()
                 && tx.fold.tasks.get(task).is_some_and(|t| t.phase == Phase::Running && t.attempt == *attempt);
-            if open {
-                tx.emit(Draft::attempt(Some(*worker), task, *attempt, body))?;
+            if !open {
+                return Ok(None);
             }
-            Ok(open)
+            Ok(Some(match make(tx.fold, tx.fold.seq + 1) {
+                Ok(body) => Ok(tx.emit(Draft::attempt(Some(*worker), task, *attempt, body))?),
+                Err(e) => Err(e),
+            }))
         });
-        if !written.context("cannot write to the run's log")? {
-            bail!("attempt {attempt} of {task} is over; nothing was written");
+        match written.context("cannot write to the run's log")? {
+            Some(said) => said,
+            None => bail!("attempt {attempt} of {task} is over; nothing was written"),
         }
-        Ok(())
     }
 }
 

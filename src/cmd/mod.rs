@@ -23,6 +23,7 @@ pub mod progress;
 pub mod result;
 pub mod run;
 pub mod schema;
+pub mod signal;
 pub mod status;
 pub mod wait;
 pub mod worker;

@@ -49,14 +49,14 @@ pub(super) fn hold(
     }
 }
 
-/// Answers a call on one of `paths`, the forms of the file that its input names in `field`.
+/// Answers a call on one of `paths`, the forms of the file that its input names in `field`. `None`: it meets no claim.
 pub(super) fn answer(
     scene: &mut Scene,
     deadline: &Deadline,
     tool: &str,
     field: &str,
     paths: &[String],
-) -> anyhow::Result<Held> {
+) -> anyhow::Result<Option<Held>> {
     let found = scene.runs.iter().enumerate().find_map(|(i, run)| {
         let (view, project) = (&run.hooked.view, run.project());
         let on_claimed = view.conductor.on_claimed;
@@ -67,7 +67,7 @@ pub(super) fn answer(
         };
         open.or_else(kept).map(|(task, _)| (i, task.clone()))
     });
-    let Some((i, task)) = found else { return Ok(0) };
+    let Some((i, task)) = found else { return Ok(None) };
     let on_claimed = scene.runs[i].hooked.view.conductor.on_claimed;
     let wait = match on_claimed {
         OnClaimed::Wait | OnClaimed::Redirect => scene.runs[i].hooked.view.conductor.wait.to_std(),
@@ -80,7 +80,7 @@ pub(super) fn answer(
     if let Some(brief) = run.hooked.view.tasks.get(&task) {
         last = Some(brief.clone());
     }
-    let Some(mut brief) = last else { return Ok(held) };
+    let Some(mut brief) = last else { return Ok(Some(held)) };
     let over = is_over(run, &task);
     if over {
         complete(&mut brief, run, &task);
@@ -118,7 +118,7 @@ pub(super) fn answer(
     let run = &mut scene.runs[i];
     run.hooked.transact(&run.folder, |tx| tx.emit(Draft::task(&task, Body::Decision(decision))))?;
     answer.send(&scene.event);
-    Ok(held)
+    Ok(Some(held))
 }
 
 fn is_over(run: &Open, task: &TaskId) -> bool {

@@ -4,29 +4,43 @@
 use std::fs::File;
 
 use crate::hook::answer::{Answer, MAX_CONTEXT};
-use crate::hook::scene::{Scene, deliver_lock};
+use crate::hook::scene::{Scene, deliver_lock, now};
 use crate::logic::conductor;
+use crate::logic::signals::Occasion;
 use crate::model::event::{Body, Delivered, Draft};
 
 /// The most news that one line of the log covers: a longer one would not be written, and all of it said again and again.
 const MAX_COVERED: usize = 2000;
+
+/// What a parcel hands over of a run.
+#[derive(Debug, Default)]
+struct Covered {
+    /// The run's place in the scene.
+    run: usize,
+    /// Its news.
+    news: Vec<u64>,
+    /// Its signals.
+    signals: Vec<u64>,
+    /// How long the text is, in characters.
+    chars: u64,
+}
 
 /// What is ready to be handed over, with the locks that make it ours.
 #[derive(Debug, Default)]
 pub(super) struct Parcel {
     /// The text for the model; empty when there is nothing new.
     pub text: String,
-    covered: Vec<(usize, Vec<u64>)>,
+    covered: Vec<Covered>,
     /// Held until everything is recorded.
     locks: Vec<File>,
 }
 
 /// Collects what is new in all runs of the scene.
-pub(super) fn collect(scene: &mut Scene) -> anyhow::Result<Parcel> {
+pub(super) fn collect(scene: &mut Scene, occasion: Occasion) -> anyhow::Result<Parcel> {
     let mut parcel = Parcel::default();
     let mut failed = None;
     for (i, run) in scene.runs.iter_mut().enumerate() {
-        if run.hooked.view.news.is_empty() {
+        if !conductor::has_news(&run.hooked.view, occasion, now()) {
             continue;
         }
         let Some(lock) = deliver_lock(&run.folder)? else { continue };
@@ -40,15 +54,17 @@ pub(super) fn collect(scene: &mut Scene) -> anyhow::Result<Parcel> {
         let view = &run.hooked.view;
         let room = MAX_CONTEXT.saturating_sub(parcel.text.chars().count() + 1);
         let most = usize::try_from(view.conductor.news_chars).unwrap_or(MAX_CONTEXT).min(room);
-        let message = conductor::news(view, &shown, most);
-        if message.news.is_empty() || message.text.chars().count() > room {
+        let message = conductor::news(view, &shown, most, occasion, now());
+        let chars = message.text.chars().count();
+        if chars == 0 || chars > room {
             continue;
         }
         if !parcel.text.is_empty() {
             parcel.text.push('\n');
         }
         parcel.text.push_str(&message.text);
-        parcel.covered.push((i, message.news));
+        let (news, signals) = (message.news, message.signals);
+        parcel.covered.push(Covered { run: i, news, signals, chars: chars as u64 });
         parcel.locks.push(lock);
     }
     match failed {
@@ -61,7 +77,7 @@ pub(super) fn collect(scene: &mut Scene) -> anyhow::Result<Parcel> {
 impl Parcel {
     /// Adds what run `i` says without any news, unless somebody else is delivering from it now or this parcel already does.
     pub(super) fn add(&mut self, scene: &Scene, i: usize, text: &str) -> anyhow::Result<()> {
-        if self.covered.iter().any(|(own, _)| *own == i) {
+        if self.covered.iter().any(|c| c.run == i) {
             return Ok(());
         }
         let Some(lock) = deliver_lock(&scene.runs[i].folder)? else { return Ok(()) };
@@ -69,7 +85,7 @@ impl Parcel {
             self.text.push('\n');
         }
         self.text.push_str(text);
-        self.covered.push((i, Vec::new()));
+        self.covered.push(Covered { run: i, chars: text.chars().count() as u64, ..Covered::default() });
         self.locks.push(lock);
         Ok(())
     }
@@ -80,20 +96,25 @@ impl Parcel {
         if !answer.context(&self.text).send(&event) {
             return Ok(());
         }
-        for (i, news) in self.covered {
+        for covered in self.covered {
             let delivered = |news: &[u64], more| Delivered {
                 news: news.to_vec(),
+                signals: Vec::new(),
+                chars: 0,
                 hook: event.clone(),
                 session: scene.id.to_string(),
                 prompt_id: scene.payload.prompt_id.clone(),
                 more,
             };
-            let mut lines: Vec<Delivered> = news.chunks(MAX_COVERED).map(|part| delivered(part, true)).collect();
-            match lines.last_mut() {
-                Some(last) => last.more = false,
-                None => lines.push(delivered(&[], false)),
+            let mut lines: Vec<Delivered> =
+                covered.news.chunks(MAX_COVERED).map(|part| delivered(part, true)).collect();
+            if lines.is_empty() {
+                lines.push(delivered(&[], false));
             }
-            let run = &mut scene.runs[i];
+            if let Some(last) = lines.last_mut() {
+                (last.more, last.signals, last.chars) = (false, covered.signals, covered.chars);
+            }
+            let run = &mut scene.runs[covered.run];
             run.hooked.transact(&run.folder, |tx| {
                 lines.into_iter().try_for_each(|line| tx.emit(Draft::run(Body::Delivered(line))).map(drop))
             })?;

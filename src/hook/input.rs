@@ -43,6 +43,25 @@ pub struct Payload {
     pub tool_use_id: Option<String>,
     /// The tool's input.
     pub tool_input: Input,
+    /// Whether the turn goes on only because a Stop hook wanted it to.
+    pub stop_hook_active: bool,
+    /// What the client itself has running beside the conversation: the kinds, as it calls them.
+    pub background: Vec<String>,
+}
+
+/// What of the client's background work is read.
+#[derive(serde::Deserialize)]
+struct Background {
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    status: String,
+}
+
+/// The kinds of what runs, of `background_tasks` as the client sends it; nothing where that has another shape.
+fn running(text: &[u8]) -> Vec<String> {
+    let all: Vec<Background> = serde_json::from_slice(text).unwrap_or_default();
+    all.into_iter().filter(|task| task.status == "running").map(|task| task.kind).collect()
 }
 
 /// A tool's input: its fields as they were sent, because they can be large and most hooks look at one of them or at none.
@@ -69,6 +88,11 @@ impl Input {
             Ok((named(&self.text, name)?.into_owned(), serde_json::from_slice(&self.text[value.clone()])?))
         };
         self.fields.iter().map(|field| read(field).context("the tool's input cannot be read")).collect()
+    }
+
+    /// The first field that is a string.
+    fn first_text(&self) -> Option<String> {
+        self.fields.iter().find_map(|(_, value)| serde_json::from_slice(&self.text[value.clone()]).ok())
     }
 
     /// A field as text: strings as they are, other values as JSON.
@@ -109,6 +133,14 @@ impl Payload {
                 b"agent_id" => &mut payload.agent_id,
                 b"tool_name" => &mut payload.tool_name,
                 b"tool_use_id" => &mut payload.tool_use_id,
+                b"stop_hook_active" => {
+                    payload.stop_hook_active = &text[cutter.value()?] == b"true";
+                    return Some(());
+                }
+                b"background_tasks" => {
+                    payload.background = running(&text[cutter.value()?]);
+                    return Some(());
+                }
                 _ => return cutter.value().map(drop),
             };
             // Nothing where something else than a string stands.
@@ -122,6 +154,11 @@ impl Payload {
     /// Keeps what it was read from, for the tool's input.
     fn of(self, text: Vec<u8>) -> Payload {
         Payload { tool_input: Input { text, ..self.tool_input }, ..self }
+    }
+
+    /// The text that a call is about, where that is no file: Bash's command, else the first text of its input.
+    pub fn target(&self) -> String {
+        self.field("command").or_else(|| self.tool_input.first_text()).unwrap_or_default()
     }
 
     /// Whether it comes from the main thread of the session.

@@ -14,6 +14,7 @@ mod post_tool_batch;
 mod post_tool_use;
 mod pre_tool_use;
 mod scene;
+mod signal;
 mod stop;
 mod user_prompt_submit;
 

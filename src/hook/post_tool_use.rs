@@ -9,6 +9,7 @@ use crate::hook::input::Payload;
 use crate::hook::scene::Scene;
 use crate::hook::{Held, deliver, merge, scene};
 use crate::logic::glance::Glance;
+use crate::logic::signals::Occasion;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::store::run::RunDir;
 
@@ -27,7 +28,7 @@ fn answer(scene: &mut Scene, batched: bool) -> anyhow::Result<Held> {
     for run in &mut scene.runs {
         crew::tend(&run.folder, &mut run.hooked)?;
     }
-    let mut parcel = deliver::collect(scene)?;
+    let mut parcel = deliver::collect(scene, Occasion::Step)?;
     if !lost.is_empty() {
         parcel.text = format!("{lost}\n{}", parcel.text);
     }

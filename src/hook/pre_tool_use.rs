@@ -1,10 +1,12 @@
-//! PreToolUse: a call that meets a merge gets the results put into it; a call on a claimed file is answered by the plan's
-//! `on_claimed`. Everything else passes in silence.
+//! PreToolUse: a call that a task holds back is refused; a call that meets a merge gets the results put into it; a call on a
+//! claimed file is answered by the plan's `on_claimed`; what tasks have to say about a call goes with it. Everything else
+//! passes in silence.
 
 use std::cell::OnceCell;
 
 use crate::hook::input::Payload;
 use crate::hook::scene::Scene;
+use crate::hook::signal::{self, About};
 use crate::hook::{Held, claim, merge, scene};
 use crate::logic::conductor;
 use crate::logic::glance::Glance;
@@ -20,13 +22,19 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
             let paths = || paths.get_or_init(|| scene::paths(payload, field)).as_slice();
             glance.may_be_claimed(&folder.project.to_string_lossy(), paths)
         };
-        merged || conductor::path_field(tool).is_some_and(claimed)
+        merged || glance.may_be_signalled(tool) || conductor::path_field(tool).is_some_and(claimed)
     };
     scene::act(concerns, |scene| answer(scene, deadline))
 }
 
 fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
     let Some(tool) = scene.payload.tool_name.clone() else { return Ok(0) };
+    let field = conductor::path_field(&tool);
+    let paths = field.map(|field| scene::paths(&scene.payload, field)).unwrap_or_default();
+    let about = About { tool: tool.clone(), target: scene.payload.target(), paths };
+    if signal::refuse(scene, &about)? {
+        return Ok(0);
+    }
     if scene.payload.is_main() {
         let met = scene.runs.iter().enumerate().find_map(|(i, run)| {
             conductor::merge_for(&run.hooked.view, &tool, |f| scene.payload.field(f)).map(|(m, _)| (i, m))
@@ -35,7 +43,10 @@ fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
             return merge::answer(scene, deadline, run, merge);
         }
     }
-    let Some(field) = conductor::path_field(&tool) else { return Ok(0) };
-    let paths = scene::paths(&scene.payload, field);
-    claim::answer(scene, deadline, &tool, field, &paths)
+    if let Some(field) = field
+        && let Some(held) = claim::answer(scene, deadline, &tool, field, &about.paths)?
+    {
+        return Ok(held);
+    }
+    if scene.payload.is_main() { signal::accompany(scene, &about) } else { Ok(0) }
 }

@@ -10,6 +10,7 @@ use crate::base::ids::SessionId;
 use crate::hook::Held;
 use crate::hook::input::{self, Payload};
 use crate::logic::glance::Glance;
+use crate::logic::signals::Now;
 use crate::logic::wake::Concern;
 use crate::model::event::SCHEMA;
 use crate::store::bells;
@@ -20,6 +21,7 @@ use crate::store::run::{HOOK_LOCK, Hooked, RunDir, RunError};
 use crate::store::session::{self, Entry, Locked, OwnRun, Session};
 use crate::store::switch;
 use crate::sys::bell::Bell;
+use crate::sys::clock;
 use crate::sys::lock;
 
 /// A session with open runs.
@@ -208,7 +210,7 @@ fn close_run(state: &State, id: &SessionId, run: crate::base::ids::RunId) -> any
 impl Scene {
     /// Closes, for the session, the runs that owe it nothing any more.
     pub(super) fn close_finished(&self) -> anyhow::Result<()> {
-        for run in self.runs.iter().filter(|r| r.hooked.view.is_closed()) {
+        for run in self.runs.iter().filter(|r| r.hooked.view.is_closed(now())) {
             close_run(&self.state, &self.id, run.hooked.view.run.clone())?;
         }
         Ok(())
@@ -234,6 +236,11 @@ pub(super) fn paths(payload: &Payload, field: &str) -> Vec<String> {
         }
     }
     paths
+}
+
+/// This moment.
+pub(super) fn now() -> Now<'static> {
+    Now { ms: clock::mono_ms(), boot_id: clock::boot_id() }
 }
 
 /// Tries to become the one who delivers from a run now. The lock is held until the file is dropped.

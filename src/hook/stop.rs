@@ -1,6 +1,9 @@
 //! Stop: while a run goes on, the hook waits instead of the model, at no cost in tokens; then it hands over everything that
-//! is new, once. It never holds without a living worker and a budget, it lets go when the user types, and it never says the
-//! same twice, so that it cannot loop.
+//! is new, once. It never holds without a living worker and a budget, it lets go when the user types or a task needs the
+//! session, and it never says the same twice, so that it cannot loop.
+//!
+//! Where the client has work of its own beside the conversation, the turn that ends is not the last one: the client goes on
+//! by itself when that work is done, and must not be kept from it. So it does not hold then; it is called again.
 
 use std::time::Duration;
 
@@ -9,6 +12,7 @@ use crate::hook::answer::Answer;
 use crate::hook::scene::{self, Scene};
 use crate::hook::{Held, deliver, extend};
 use crate::logic::conductor::{self, MAX_STOPS};
+use crate::logic::signals::Occasion;
 use crate::logic::wake::Concern;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::model::plan::Gate;
@@ -32,6 +36,8 @@ enum Over {
     Spent,
     /// The user typed.
     LetGo,
+    /// A task says that the session must not stop before it has heard it.
+    Needed,
 }
 
 pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
@@ -57,12 +63,15 @@ fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
     }
     let prompt = scene.payload.prompt_id.clone().unwrap_or_default();
     let said = scene.runs.iter().filter_map(|r| r.hooked.view.stops.as_ref());
-    let too_often = said.filter(|(p, _)| *p == prompt).any(|(_, n)| *n >= MAX_STOPS);
-    if too_often || scene.runs.iter().all(|r| r.hooked.view.conductor.gate == Gate::Off) {
+    // A client that does not tell prompts apart tells at least when the model stops for the first time.
+    let first = prompt.is_empty() && !scene.payload.stop_hook_active;
+    let too_often = !first && said.filter(|(p, _)| *p == prompt).any(|(_, n)| *n >= MAX_STOPS);
+    let off = scene.runs.iter().all(|r| r.hooked.view.conductor.gate == Gate::Off);
+    if too_often || (off && over != Over::Needed) {
         answer.send(&scene.event);
         return Ok(held);
     }
-    let mut parcel = deliver::collect(scene)?;
+    let mut parcel = deliver::collect(scene, Occasion::Stop)?;
     for (i, line) in blocking(scene, &prompt)? {
         parcel.add(scene, i, &line)?;
     }
@@ -79,16 +88,24 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
         view.conductor.hold.as_ms().saturating_sub(spent)
     });
     let budget = Duration::from_millis(budget.max().unwrap_or(0));
+    let goes_on = goes_on_by_itself(scene);
     let mut bells: Vec<Bell> = Vec::new();
     loop {
         bells.iter().for_each(Bell::drain);
         let mut waiting = false;
-        for run in scene.runs.iter_mut().filter(|r| r.hooked.view.conductor.gate == Gate::Hold) {
+        for run in &mut scene.runs {
             run.refresh()?;
-            waiting |= crew::tend(&run.folder, &mut run.hooked)?;
+            let holds = run.hooked.view.conductor.gate == Gate::Hold;
+            waiting |= holds && crew::tend(&run.folder, &mut run.hooked)?;
+        }
+        if scene.runs.iter().any(|run| run.hooked.view.needs_the_session(scene::now())) {
+            return Ok(Over::Needed);
         }
         if !waiting {
             return Ok(Over::Ended);
+        }
+        if goes_on {
+            return Ok(Over::LetGo);
         }
         if bells.is_empty() {
             // Hung only now, so that a Stop with nothing to wait for leaves no trace; then looked again, so that nothing
@@ -107,6 +124,12 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
         let look = if bells.iter().any(|bell| bell.name().is_none()) { MUTE_LOOK } else { LOOK };
         bell::wait(&bells.iter().collect::<Vec<_>>(), &[], left.min(look))?;
     }
+}
+
+/// Whether the client goes on by itself after this Stop: a subagent or a command of its own runs beside the conversation, and
+/// its end begins another turn. A monitor may run for ever, and a session that nobody wakes must not lose what comes later.
+fn goes_on_by_itself(scene: &Scene) -> bool {
+    scene.payload.background.iter().any(|kind| kind == "subagent" || kind == "shell")
 }
 
 /// What still runs in runs whose gate is `block`, once a prompt: whatever is said later comes with news. Only of runs that

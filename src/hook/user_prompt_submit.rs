@@ -17,6 +17,7 @@ use crate::hook::input::{self, Payload};
 use crate::hook::scene::{self, Open, Scene};
 use crate::hook::{Held, deliver};
 use crate::logic::conductor;
+use crate::logic::signals::Occasion;
 use crate::logic::wake::Wake;
 use crate::model::event::{Adopted, Body, Draft, Process};
 use crate::model::plan::Plan;
@@ -121,7 +122,7 @@ fn answer_with_news(
     }
     let tended = runs.iter_mut().try_for_each(|run| crew::tend(&run.folder, &mut run.hooked).map(drop));
     let mut scene = Scene { state, id, payload, event, runs };
-    let mut parcel = deliver::collect(&mut scene)?;
+    let mut parcel = deliver::collect(&mut scene, Occasion::Prompt)?;
     if !announcement.is_empty() {
         parcel.text = if parcel.text.is_empty() { announcement } else { format!("{announcement}\n{}", parcel.text) };
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::span::human;
 use crate::base::text;
+use crate::logic::signals::{self, Now, Occasion};
 use crate::logic::view::{Brief, Happened, MergeState, News, Phase, View};
 use crate::model::glob::{self, Glob};
 use crate::model::plan::{Plan, WorkerText};
@@ -69,7 +70,12 @@ fn is_meant(claim: &str, project: &str, path: &str) -> bool {
 }
 
 fn is_claimed_by(brief: &Brief, project: &str, paths: &[String]) -> bool {
-    brief.claims.iter().any(|claim| paths.iter().any(|path| claims(claim, project, path)))
+    is_claimed_among(&brief.claims, project, paths)
+}
+
+/// Whether one of these claims means one of `paths`.
+pub(super) fn is_claimed_among(all: &[String], project: &str, paths: &[String]) -> bool {
+    all.iter().any(|claim| paths.iter().any(|path| claims(claim, project, path)))
 }
 
 /// The unfinished task that claims one of `paths` (absolute and normalised: as named, and with links resolved).
@@ -123,7 +129,7 @@ pub fn needs_of(view: &View, merge: &MergeState) -> Needs {
 }
 
 /// What people call a task: its title or item, else its id. Foreign text, neutralised.
-fn name_of(task: &TaskId, label: Option<&str>) -> String {
+pub(super) fn name_of(task: &TaskId, label: Option<&str>) -> String {
     // A file's name stands as it is; anything that could be a sentence is quoted, as a worker's words are.
     let is_word = |l: &str| l.chars().count() <= 80 && l.chars().all(|c| c.is_alphanumeric() || "._-/+@,".contains(c));
     label.map_or_else(
@@ -133,11 +139,11 @@ fn name_of(task: &TaskId, label: Option<&str>) -> String {
 }
 
 /// Where a result is. The end of the path is the task's own word.
-fn place(shown: &str, result: &str) -> String {
+pub(super) fn place(shown: &str, result: &str) -> String {
     format!("{shown}/{}", text::one_line(&result.replace(['<', '>'], " "), 400))
 }
 
-fn who(worker: Option<WorkerNo>) -> String {
+pub(super) fn who(worker: Option<WorkerNo>) -> String {
     worker.map_or_else(|| "a worker".into(), |w| w.to_string())
 }
 
@@ -268,19 +274,51 @@ fn news_line(news: &News, view: &View, shown: &str) -> String {
 pub struct Message {
     /// The text; empty when there is nothing new.
     pub text: String,
-    /// Sequence numbers of what it covers.
+    /// Sequence numbers of the news that it covers.
     pub news: Vec<u64>,
+    /// Ids of the signals that it covers.
+    pub signals: Vec<u64>,
 }
 
-/// Everything that is new in a run, most important first, within `max` characters. What does not fit is counted, and
-/// covered all the same: it can be looked up.
-pub fn news(view: &View, shown: &str, max: usize) -> Message {
-    if view.news.is_empty() {
+/// When a run has used up its `news_tokens`, the most characters that a delivery has; what is told then are failures, what
+/// keeps the session, and the end.
+const SHORT_CHARS: usize = 400;
+
+/// Characters of a token, as usual English text has them.
+const TOKEN_CHARS: u64 = 4;
+
+/// Whether the run has cost the session what it may cost in news.
+fn is_spent(view: &View) -> bool {
+    view.told_chars / TOKEN_CHARS >= u64::from(view.conductor.news_tokens)
+}
+
+/// Whether there is anything to tell on an occasion, without making the text.
+pub fn has_news(view: &View, occasion: Occasion, now: Now<'_>) -> bool {
+    if is_spent(view) {
+        return view.news.iter().any(matters) || view.due(occasion, now).iter().any(|s| s.blocks);
+    }
+    !view.news.is_empty() || !view.due(occasion, now).is_empty()
+}
+
+/// Whether it is told however much was told before.
+fn matters(news: &News) -> bool {
+    matches!(news.what, Happened::Failed | Happened::Ended)
+}
+
+/// Everything that is new in a run and due on an occasion, most important first, within `max` characters. What does not fit
+/// is counted, and covered all the same: it can be looked up.
+pub fn news(view: &View, shown: &str, max: usize, occasion: Occasion, now: Now<'_>) -> Message {
+    if !has_news(view, occasion, now) {
         return Message::default();
     }
+    let max = if is_spent(view) { max.min(SHORT_CHARS) } else { max };
+    let due = view.due(occasion, now);
     let mut sorted: Vec<&News> = view.news.iter().collect();
     sorted.sort_by_key(|n| (n.what, n.seq));
-    let (ends, others): (Vec<&News>, Vec<&News>) = sorted.iter().partition(|n| n.what == Happened::Ended);
+    // The failure of a critical task is told as such.
+    let is_told = |n: &&News| due.iter().any(|s| s.id == n.seq);
+    let (ends, others): (Vec<&News>, Vec<&News>) =
+        sorted.iter().filter(|n| !is_told(n)).partition(|n| n.what == Happened::Ended);
     let left_out = |n: usize| format!("and {n} more, all under {shown}/workers.");
     let mut last: Vec<String> = ends.iter().map(|n| news_line(n, view, shown)).collect();
     if view.ended.is_none()
@@ -290,11 +328,16 @@ pub fn news(view: &View, shown: &str, max: usize) -> Message {
     }
     // What always comes has its room first.
     let reserved: usize = last.iter().map(|l| l.chars().count() + 1).sum();
-    let mut room = max.saturating_sub(reserved + left_out(others.len()).chars().count() + 1);
+    let mut room = max.saturating_sub(reserved + left_out(others.len() + due.len()).chars().count() + 1);
     let mut lines = Vec::new();
     let mut more = 0;
-    for item in others {
-        let line = news_line(item, view, shown);
+    let (urgent, told): (Vec<_>, Vec<_>) = due.iter().partition(|s| s.blocks);
+    let (failed, rest): (Vec<_>, Vec<_>) = others.into_iter().partition(|n| n.what == Happened::Failed);
+    let signal = |s: &&signals::Signal| signals::line(s, view, shown);
+    let item = |n: &News| news_line(n, view, shown);
+    let all = urgent.into_iter().map(signal).chain(failed.into_iter().map(item));
+    let all = all.chain(told.into_iter().map(signal)).chain(rest.into_iter().map(item));
+    for line in all {
         match room.checked_sub(line.chars().count() + 1) {
             Some(rest) => {
                 room = rest;
@@ -311,7 +354,8 @@ pub fn news(view: &View, shown: &str, max: usize) -> Message {
     if out.chars().count() > max {
         out = out.chars().take(max.saturating_sub(1)).chain(['…']).collect();
     }
-    Message { text: out, news: sorted.iter().map(|n| n.seq).collect() }
+    let signals = due.iter().map(|s| s.id).collect();
+    Message { text: out, news: sorted.iter().map(|n| n.seq).collect(), signals }
 }
 
 /// Why a call on a claimed file is refused: who has it and how far it is.
@@ -395,6 +439,12 @@ mod tests {
     use crate::model::plan::{Merge, Task};
 
     const SHOWN: &str = ".claude/runs/20260101-000000-0123456789abcdef0123";
+
+    const NOW: Now<'_> = Now { ms: 5000, boot_id: "boot" };
+
+    fn told(view: &View, max: usize) -> Message {
+        news(view, SHOWN, max, Occasion::Step, NOW)
+    }
 
     /// The view of a run of these tasks, of which all have begun.
     fn begun(tasks: Vec<Task>) -> View {
@@ -513,7 +563,7 @@ mod tests {
         tell(&mut view, Some("t2"), done("fine"));
         tell(&mut view, Some("t3"), failed("exit 3"));
         tell(&mut view, None, ended("t3 failed"));
-        let message = news(&view, SHOWN, 4000);
+        let message = told(&view, 4000);
         let lines: Vec<&str> = message.text.lines().collect();
         assert_eq!(lines.len(), 5, "{lines:?}");
         assert!(lines[0].contains("failed: t3") && lines[0].contains("exit 3"), "{lines:?}");
@@ -522,7 +572,7 @@ mod tests {
         let covered: BTreeSet<u64> = message.news.into_iter().collect();
         assert_eq!(covered, view.news.iter().map(|n| n.seq).collect());
         view.news.clear();
-        assert_eq!(news(&view, SHOWN, 4000), Message::default());
+        assert_eq!(told(&view, 4000), Message::default());
     }
 
     #[test]
@@ -534,11 +584,11 @@ mod tests {
             Body::Progress(Progress { percent: Some(80), eta_s: Some(30), ..Progress::default() }),
         );
         tell(&mut view, Some("a"), done("five findings"));
-        let text = news(&view, SHOWN, 4000).text;
+        let text = told(&view, 4000).text;
         assert!(text.starts_with("W1 done: a: \"five findings\"\n"), "{text}");
         assert!(text.ends_with("Workers still processing: W1 80 % (b) (about 30 s)."), "{text}");
         view.conductor.worker_text = WorkerText::None;
-        assert!(!news(&view, SHOWN, 4000).text.contains("five"));
+        assert!(!told(&view, 4000).text.contains("five"));
     }
 
     #[test]
@@ -605,7 +655,7 @@ mod tests {
             if over {
                 tell(&mut view, None, ended(&"x and more failed ".repeat(20)));
             }
-            let message = news(&view, SHOWN, max);
+            let message = told(&view, max);
             prop_assert!(message.text.chars().count() <= max, "{} > {max}: {}", message.text.chars().count(), message.text);
             prop_assert!(is_tame(&message.text, view.news.len() + 2), "{}", message.text);
             prop_assert!(!message.text.is_empty() || view.news.is_empty());

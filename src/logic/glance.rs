@@ -9,6 +9,7 @@ use crate::logic::conductor;
 use crate::logic::view::View;
 use crate::model::event::Head;
 use crate::model::plan::OnClaimed;
+use crate::model::signal::Addressee;
 
 /// What a call has to meet.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Glance<'v> {
     /// What is claimed, where a call on it is to be answered.
     #[serde(borrow)]
     claims: Vec<Text<'v>>,
+    /// Calls that a signal waits for, or holds back.
+    #[serde(borrow, default)]
+    signals: Vec<Text<'v>>,
     /// Whether a call was rewritten and what ran was not compared yet.
     rewrites: bool,
 }
@@ -39,8 +43,14 @@ impl<'v> Glance<'v> {
         Glance {
             tools: open.map(|m| text(&m.rule.tool)).collect(),
             claims: claimants.flat_map(|b| b.claims.iter().map(text)).collect(),
+            signals: signals(view).map(|m| Text(Cow::Borrowed(m))).collect(),
             rewrites: !view.rewrites.is_empty(),
         }
+    }
+
+    /// Whether a call of `tool` may meet a signal. What else it is about is for the whole view to say.
+    pub fn may_be_signalled(&self, tool: &str) -> bool {
+        self.signals.iter().any(|m| is_of_tool(&m.0, tool))
     }
 
     /// Whether a call of `tool` may meet a merge.
@@ -62,6 +72,19 @@ impl<'v> Glance<'v> {
     pub fn has_rewrites(&self) -> bool {
         self.rewrites
     }
+}
+
+/// The calls that signals before a tool's call mean.
+fn signals(view: &View) -> impl Iterator<Item = &str> {
+    let before = view.signals.iter().filter(|s| s.hook == Addressee::PreToolUse);
+    before.map(|s| s.matcher.as_deref().unwrap_or("*"))
+}
+
+/// Whether a matcher may mean calls of `tool`, by its beginning: reading all of it costs more, and comes later.
+fn is_of_tool(matcher: &str, tool: &str) -> bool {
+    let name = matcher.trim_start();
+    name.starts_with('*')
+        || name.strip_prefix(tool).is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric()))
 }
 
 /// Whether a line, which has to have the number `seq`, leaves the glance as it is. `false` where that takes more than a

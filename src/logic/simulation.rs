@@ -876,8 +876,15 @@ fn ten_thousand_tasks_that_one_needs_and_a_merge_waits_for() {
     // All of it is handed over at once.
     let news: Vec<u64> = state.view.news.iter().map(|n| n.seq).collect();
     assert_eq!(news.len(), MANY + 1);
-    let delivered =
-        crate::model::event::Delivered { news, hook: "Stop".into(), session: "s".into(), prompt_id: None, more: false };
+    let delivered = crate::model::event::Delivered {
+        news,
+        hook: "Stop".into(),
+        session: "s".into(),
+        prompt_id: None,
+        more: false,
+        signals: Vec::new(),
+        chars: 0,
+    };
     state.apply(&Event::new(Draft::run(Body::Delivered(delivered)), seq + 1, String::new()));
     assert_eq!(state.view.news, Vec::new());
 }

@@ -335,6 +335,8 @@ impl State {
             | Body::WorkerStarted(_)
             | Body::WorkerExited(_)
             | Body::WorkerLost(_)
+            | Body::Signal(_)
+            | Body::SignalReleased(_)
             | Body::Delivered(_)
             | Body::Decision(_)
             | Body::Observed(_)

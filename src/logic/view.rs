@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, SessionId, TaskId, WorkerNo};
+use crate::logic::signals::{Now, Signal};
 use crate::model::event::{Answer, Body, Ended, Event, Head, Process, Started, Told, Verdict};
 use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
+use crate::model::signal::{Addressee, Right};
 
 /// Where a task stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,6 +99,9 @@ pub struct Brief {
     /// Whether it stays known after its end, because a merge needs it or a Read may be redirected to its result.
     #[serde(default)]
     pub keep: bool,
+    /// Whether the session must hear that it failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub critical: bool,
 }
 
 impl Brief {
@@ -239,6 +244,21 @@ pub struct View {
     pub unseen: BTreeSet<u32>,
     /// What the session was not told yet, oldest first.
     pub news: Vec<News>,
+    /// What tasks have said to the session, oldest first, as far as it was not told or still holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signals: Vec<Signal>,
+    /// How many more there were than are kept.
+    #[serde(default)]
+    pub signals_dropped: u32,
+    /// How many calls were refused because a task said so.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub blocks: BTreeMap<TaskId, u32>,
+    /// What tasks may say that the plan lets say something else than usual.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rights: BTreeMap<TaskId, Vec<Right>>,
+    /// How much the session was told of the run, in characters.
+    #[serde(default)]
+    pub told_chars: u64,
     /// The plan's merges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub merges: Vec<MergeState>,
@@ -272,7 +292,7 @@ impl View {
         let mut tasks = BTreeMap::new();
         for task in &plan.tasks {
             let merged = plan.merge.iter().any(|m| m.needs.contains(&task.id));
-            if task.claims.is_empty() && !merged {
+            if task.claims.is_empty() && !merged && !task.critical {
                 continue;
             }
             let brief = Brief {
@@ -287,6 +307,7 @@ impl View {
                 result: None,
                 claims: task.claims.clone(),
                 keep: merged || redirect,
+                critical: task.critical,
             };
             tasks.insert(task.id.clone(), brief);
         }
@@ -307,6 +328,11 @@ impl View {
             last_worker: 0,
             unseen: BTreeSet::new(),
             news: Vec::new(),
+            signals: Vec::new(),
+            signals_dropped: 0,
+            blocks: BTreeMap::new(),
+            rights: plan.tasks.iter().filter_map(|t| Some((t.id.clone(), t.signals.clone()?))).collect(),
+            told_chars: 0,
             merges,
             rewrites: Vec::new(),
             refusals: BTreeMap::new(),
@@ -318,8 +344,12 @@ impl View {
     }
 
     /// Whether the run owes its session nothing any more: it is over, told, and every merge was used or waived.
-    pub fn is_closed(&self) -> bool {
-        self.ended.is_some() && self.news.is_empty() && self.merges.iter().all(|m| m.used || m.waived)
+    pub fn is_closed(&self, now: Now<'_>) -> bool {
+        let same_boot = self.boot_id == now.boot_id;
+        self.ended.is_some()
+            && self.news.is_empty()
+            && self.signals.iter().all(|s| s.is_expired(now.ms, same_boot))
+            && self.merges.iter().all(|m| m.used || m.waived)
     }
 
     /// Whether a worker is, or was, in the log.
@@ -405,7 +435,14 @@ impl View {
                 self.counts.skipped += 1;
                 self.finish(event, Phase::Skipped, Happened::Skipped, Some(p.because.clone()), None);
             }
+            Body::Signal(p) => self.add_signal(event, p),
+            Body::SignalReleased(p) => {
+                let meant = |s: &Signal| Some(&s.task) == event.task.as_ref() && p.id.is_none_or(|id| id == s.id);
+                self.signals.retain(|s| s.critical.is_some() || !meant(s));
+            }
             Body::Delivered(p) => {
+                self.told_signals(&p.signals);
+                self.told_chars = self.told_chars.saturating_add(p.chars);
                 let covered: BTreeSet<u64> = p.news.iter().copied().collect();
                 self.news.retain(|n| !covered.contains(&n.seq));
                 if p.more {
@@ -453,6 +490,7 @@ impl View {
             result: None,
             claims: Vec::new(),
             keep: false,
+            critical: false,
         });
         brief.phase = Phase::Running;
         brief.worker = event.worker;
@@ -476,6 +514,9 @@ impl View {
         if self.open_attempt(event).is_none() && (phase != Phase::Cancelled || event.attempt.is_some() || over) {
             return;
         }
+        if let Some(task) = &event.task {
+            self.release_signals_of(task);
+        }
         if p.will_retry {
             if let Some(brief) = self.open_attempt(event) {
                 brief.phase = Phase::Retrying;
@@ -497,8 +538,11 @@ impl View {
 
     fn finish(&mut self, event: &Event, phase: Phase, what: Happened, line: Option<String>, result: Option<String>) {
         let Some(task) = &event.task else { return };
+        self.release_signals_of(task);
         let mut label = None;
+        let mut critical = false;
         if let Some(brief) = self.tasks.get_mut(task) {
+            critical = brief.critical;
             label.clone_from(&brief.label);
             brief.phase = phase;
             brief.line.clone_from(&line);
@@ -511,6 +555,26 @@ impl View {
             }
         }
         self.refusals.remove(&claim_key(task));
+        if critical && matches!(what, Happened::Failed | Happened::Skipped) {
+            self.keep_signal(Signal {
+                id: event.seq,
+                task: task.clone(),
+                label: label.clone(),
+                worker: event.worker,
+                attempt: event.attempt.unwrap_or(0),
+                hook: Addressee::Stop,
+                blocks: true,
+                message: line.clone(),
+                data: None,
+                matcher: None,
+                own: false,
+                sticky: false,
+                expires: None,
+                count: 1,
+                once: false,
+                critical: Some(phase),
+            });
+        }
         self.news.push(News {
             seq: event.seq,
             what,
@@ -527,6 +591,17 @@ impl View {
             let prompt = p.prompt_id.clone().unwrap_or_default();
             let before = self.held.take().filter(|(same, _)| *same == prompt).map_or(0, |(_, ms)| ms);
             self.held = Some((prompt, before.saturating_add(p.held_ms)));
+            return;
+        }
+        if let Some(id) = p.signal {
+            match p.answer {
+                Answer::Block => {
+                    *self.refusals.entry(signal_key(id)).or_insert(0) += 1;
+                    self.refused_for(id);
+                }
+                Answer::Inject => self.told_signals(&[id]),
+                Answer::Rewrite | Answer::Held | Answer::Wake => {}
+            }
             return;
         }
         let key = event.task.as_ref().map(claim_key).or_else(|| p.merge.map(merge_key));
@@ -580,6 +655,11 @@ pub const GUARD_PASSED: &str = "everything needed is there";
 /// Under which key refusals on behalf of a task's claims are counted.
 pub fn claim_key(task: &TaskId) -> String {
     format!("claim {task}")
+}
+
+/// Under which key refusals on behalf of a signal are counted.
+pub fn signal_key(id: u64) -> String {
+    format!("signal {id}")
 }
 
 /// Under which key refusals on behalf of a merge are counted.

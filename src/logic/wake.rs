@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::logic::state::State;
 use crate::model::event::{Body, Event};
+use crate::model::signal::Addressee;
 
 /// What somebody waits for. Its name is the last part of the name of a bell.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,9 +136,19 @@ impl Wake {
     fn add(&mut self, event: &Event, after: Option<&State>) {
         self.concerns.insert(Concern::All);
         match &event.body {
-            Body::Done(_) | Body::Skipped(_) => self.outcome(event, true),
+            Body::Done(_) => self.outcome(event, true),
+            // Of a critical task that is something for a Stop that holds.
+            Body::Skipped(_) => {
+                self.outcome(event, true);
+                self.concerns.insert(Concern::Stop);
+            }
             Body::Failed(p) | Body::TimedOut(p) | Body::Lost(p) | Body::Cancelled(p) => {
                 self.outcome(event, !p.will_retry);
+                self.concerns.extend((!p.will_retry).then_some(Concern::Stop));
+            }
+            Body::Signal(p) => {
+                self.concerns.insert(Concern::News);
+                self.concerns.extend((p.hook == Addressee::Stop).then_some(Concern::Stop));
             }
             Body::CancelRequested(_) => {
                 let i = after.zip(event.task.as_ref()).and_then(|(state, task)| state.index_of(task));
@@ -166,6 +177,7 @@ impl Wake {
             | Body::Started(_)
             | Body::Spawned(_)
             | Body::Progress(_)
+            | Body::SignalReleased(_)
             | Body::Delivered(_)
             | Body::Decision(_)
             | Body::Observed(_)
@@ -216,6 +228,8 @@ fn changes_work(event: &Event) -> bool {
         | Body::CancelRequested(_)
         | Body::Spawned(_)
         | Body::Progress(_)
+        | Body::Signal(_)
+        | Body::SignalReleased(_)
         | Body::Delivered(_)
         | Body::Decision(_)
         | Body::Observed(_)
@@ -369,7 +383,7 @@ mod tests {
         let mut s = Scene::new(4);
         let lost = Body::Lost(Ended { reason: "died".into(), ..Ended::default() });
         let gone = Draft::worker(WorkerNo(2), Body::WorkerLost(Reason { reason: "died".into() }));
-        assert_eq!(rung(&s.wake([ended_by(2, "b", lost), gone])), "all outcomes news w2 task-b");
+        assert_eq!(rung(&s.wake([ended_by(2, "b", lost), gone])), "all outcomes stop news w2 task-b");
     }
 
     #[test]

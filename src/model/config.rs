@@ -792,8 +792,11 @@ mod tests {
             (task(|t| t["cwd"] = json!("{{prompt}}")), t(".cwd")),
             (task(|t| t["priority"] = json!(1001)), t(".priority")),
             (task(|t| t["resources"] = json!(["db"])), t(".resources")),
-            (task(|t| t["critical"] = json!(true)), t(".critical")),
-            (task(|t| t["signals"] = json!([])), t(".signals")),
+            (task(|t| t["critical"] = json!("yes")), t(".critical")),
+            (
+                task(|t| t["signals"] = json!(["stop:2", "stop:2", "stop:1"])),
+                [t(".signals[1]"), t(".signals[2]")].concat(),
+            ),
             (task(|t| t["isolate"] = json!("worktree")), vec![]),
             (task(|t| t["isolate"] = json!("container")), t(".isolate")),
             (task(|t| t["item"] = json!("x")), t(".item")),

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::base::ids::{CheckpointName, RunId, TaskId, WorkerNo};
 use crate::model::scan;
+use crate::model::signal::Addressee;
 
 /// The version of the event schema; stands in `run_started` as `v`.
 pub const SCHEMA: u32 = 1;
@@ -136,6 +137,10 @@ bodies! {
     Lost(Ended) = "lost",
     /// The task will never start.
     Skipped(Skipped) = "skipped",
+    /// An attempt says something to the session.
+    Signal(Signal) = "signal",
+    /// It takes that back.
+    SignalReleased(SignalReleased) = "signal_released",
     /// A hook told the session something.
     Delivered(Delivered) = "delivered",
     /// A hook decided about a call of the session. A plain allow is not logged.
@@ -365,11 +370,56 @@ pub struct Skipped {
     pub because: String,
 }
 
+/// Payload of `signal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signal {
+    /// Its id: the sequence number of this event.
+    pub id: u64,
+    /// To which hook.
+    pub hook: Addressee,
+    /// 0 informs, 2 blocks, any other code is a warning for people.
+    pub exit: i32,
+    /// What it says, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// A file with more, relative to the run's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// Which calls it means, as `model::matcher` reads it; all where absent.
+    #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
+    pub matcher: Option<String>,
+    /// Whether it means calls on the task's own claims only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
+    /// Whether it holds on when its task has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sticky: bool,
+    /// When it ends by itself: `CLOCK_MONOTONIC` in milliseconds, on the run's boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+}
+
+/// Payload of `signal_released`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalReleased {
+    /// Which; all of the task where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// Why, in a few words.
+    pub reason: String,
+}
+
 /// Payload of `delivered`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivered {
     /// Sequence numbers of the news that were handed over.
     pub news: Vec<u64>,
+    /// Ids of the signals that were handed over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signals: Vec<u64>,
+    /// How long the text was, in characters.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub chars: u64,
     /// The hook event that carried them.
     pub hook: String,
     /// The session that read them.
@@ -423,6 +473,9 @@ pub struct Decision {
     /// Which entry of the plan's `merge` was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<usize>,
+    /// Which signal it was answered by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<u64>,
     /// The prompt during whose turn it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_id: Option<String>,

@@ -107,10 +107,9 @@ pub enum May {
 pub fn may_send(rights: Option<&[Right]>, critical: bool, hook: Addressee, exit: i32) -> May {
     let yes = |may: bool| if may { May::Yes } else { May::No };
     match (rights, hook, exit) {
-        (_, Addressee::UserPromptSubmit, BLOCK) => May::No,
+        (_, Addressee::UserPromptSubmit, BLOCK) | (None, Addressee::PostToolUse, BLOCK) => May::No,
         (Some(rights), hook, INFORM | BLOCK) => yes(rights.contains(&Right { hook, exit })),
         (None, Addressee::PreToolUse, BLOCK) => May::OnOwnClaims,
-        (None, Addressee::PostToolUse, BLOCK) => May::No,
         (None, Addressee::Stop, BLOCK) => yes(critical),
         (_, _, _) => May::Yes,
     }

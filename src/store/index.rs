@@ -22,7 +22,7 @@ use crate::sys::lock;
 pub const NAME: &str = "state.idx";
 
 /// The first bytes of an index of this format. Another one is ignored.
-const MAGIC: u64 = u64::from_le_bytes(*b"cpw.idx3");
+const MAGIC: u64 = u64::from_le_bytes(*b"cpw.idx4");
 
 /// The largest part that is read.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;

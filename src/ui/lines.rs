@@ -5,6 +5,7 @@ use crate::base::text::one_line;
 use crate::logic::state::State;
 use crate::model::event::{Body, Ended, Event, Verdict};
 use crate::model::plan::Plan;
+use crate::model::signal::{BLOCK, INFORM};
 use crate::ui::paint::Paint;
 use crate::ui::when;
 use std::fmt::Write;
@@ -90,6 +91,19 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
             line(Mark::Skip, format!("skipped {task}: {}{because}", if needed { "it needs " } else { "" }))
         }
         Body::Checkpoint(p) => line(Mark::Note, format!("{by}{task} has come to {}", p.name)),
+        Body::Signal(p) => {
+            let what = match p.exit {
+                INFORM => "tells",
+                BLOCK => "holds back",
+                _ => "warns",
+            };
+            let message = p.message.as_deref().map(|m| format!(": {}", one_line(m, MAX_TEXT))).unwrap_or_default();
+            let mark = if p.exit == INFORM { Mark::Note } else { Mark::Bad };
+            line(mark, format!("{by}{task} {what} {}{message}", p.hook.name()))
+        }
+        Body::SignalReleased(p) => {
+            line(Mark::Note, format!("{by}{task} takes it back: {}", one_line(&p.reason, MAX_TEXT)))
+        }
         Body::CancelRequested(p) => {
             let what = if task.is_empty() { "the run" } else { task };
             line(Mark::Note, format!("{} asked to cancel {what}", one_line(&p.by, 40)))
@@ -150,7 +164,7 @@ pub fn any(event: &Event, plan: &Plan, state: &State) -> String {
             ];
             format!("{task} {}", parts.into_iter().flatten().collect::<Vec<_>>().join(" · "))
         }
-        Body::Delivered(p) => format!("{} told the session {} news", text(&p.hook), p.news.len()),
+        Body::Delivered(p) => format!("{} told the session {} news", text(&p.hook), p.news.len() + p.signals.len()),
         Body::Decision(p) => {
             let answer = format!("{:?}", p.answer).to_lowercase();
             format!("{}{}: {answer}: {}", text(&p.hook), tool(&p.tool), text(&p.reason))

@@ -322,5 +322,7 @@ fn delivered(news: Vec<u64>, session: &str) -> Body {
         session: session.into(),
         prompt_id: None,
         more: false,
+        signals: Vec::new(),
+        chars: 0,
     })
 }

@@ -10,8 +10,9 @@ use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::simulation::{plan, run_started, task};
 use crate::model::event::{
     Adopted, Answer, Body, CancelRequested, Checkpoint, Decision, Delivered, Done, Draft, Ended, LogRepaired, Observed,
-    Process, Progress, Reason, ResultFile, RunEnded, Skipped, Started, Usage, Verdict,
+    Process, Progress, Reason, ResultFile, RunEnded, Signal, SignalReleased, Skipped, Started, Usage, Verdict,
 };
+use crate::model::signal::Addressee;
 use crate::sys::dir::FileId;
 use crate::sys::medium::{Hold, Medium};
 
@@ -261,6 +262,18 @@ pub(super) fn every_kind() -> Vec<Draft> {
             name: CheckpointName::new("compiled").unwrap(),
             data: Some(serde_json::json!({"at": "\u{2028}\n"})),
         })),
+        attempt(Body::Signal(Signal {
+            id: 7,
+            hook: Addressee::PreToolUse,
+            exit: 2,
+            message: Some("the \"schema\" is being changed\n".into()),
+            data: Some("workers/W1/signals/task-a.1.5-6".into()),
+            matcher: Some("Bash(psql*)".into()),
+            own: true,
+            sticky: true,
+            expires: Some(9000),
+        })),
+        attempt(Body::SignalReleased(SignalReleased { id: None, reason: "the task released it".into() })),
         attempt(Body::Done(Done {
             exit: 0,
             duration_ms: 1234,
@@ -312,6 +325,8 @@ pub(super) fn every_kind() -> Vec<Draft> {
             session: "01234567-89ab-cdef-0123-456789abcdef".into(),
             prompt_id: None,
             more: false,
+            signals: Vec::new(),
+            chars: 0,
         })),
     ]
 }
