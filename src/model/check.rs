@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::base::ids::{CheckpointName, RunId, TaskId};
-use crate::model::config::{Settings, default_claude, default_workers, header, settings};
+use crate::model::config::{CONDUCTOR_KEYS, Settings, default_claude, default_workers, header, settings};
 use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft};
 use crate::model::glob::{self, Glob};
 use crate::model::json::{self, MAX_BYTES, Node, Problem, Report, excerpt, path_of};
@@ -22,9 +22,6 @@ pub const PLAN_LATER: &[&str] = &["resources", "signals", "votes"];
 /// Keys of a plan's `limits`.
 pub const PLAN_LIMIT_KEYS: &[&str] =
     &["max_workers", "max_claude", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
-/// Keys of a plan's `conductor`.
-pub const PLAN_CONDUCTOR_KEYS: &[&str] =
-    &["on_claimed", "wait", "gate", "hold", "news_chars", "news_tokens", "worker_text"];
 
 /// The most needs that a plan may have in all, globs resolved.
 pub const MAX_NEEDS: usize = 200_000;
@@ -118,7 +115,7 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         return Err(r.into_problems());
     }
     header(&n, &mut r);
-    let settings = settings(&n, &mut r, PLAN_LIMIT_KEYS, PLAN_CONDUCTOR_KEYS).over(defaults.settings);
+    let settings = settings(&n, &mut r, PLAN_LIMIT_KEYS, CONDUCTOR_KEYS).over(defaults.settings);
     let drafts = if let Some(n) = n.get("tasks") {
         if n.value().as_array().is_some_and(Vec::is_empty) {
             n.wrong(&mut r, "is empty: the plan would do nothing");
@@ -473,7 +470,7 @@ mod tests {
                 &["$.tasks[0].timeout", "$.tasks[0].retries", "$.tasks[0].env.CLAUDE_X", "$.tasks[0].priority"],
             ),
             (
-                json!({"version": 1, "limits": {"max_runs": 1}, "conductor": {"wake": true}, "tasks": [{"id": "a", "run": ["x"]}]}),
+                json!({"version": 1, "limits": {"max_runs": 1}, "conductor": {"wake": "yes"}, "tasks": [{"id": "a", "run": ["x"]}]}),
                 &["$.limits.max_runs", "$.conductor.wake"],
             ),
             (

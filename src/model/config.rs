@@ -158,6 +158,7 @@ impl Settings {
             wait: self.wait.unwrap_or(default.wait),
             gate: self.gate.unwrap_or(default.gate),
             hold: self.hold.unwrap_or(default.hold),
+            wake: self.wake.unwrap_or(default.wake),
             news_chars: self.news_chars.unwrap_or(default.news_chars),
             news_tokens: self.news_tokens.unwrap_or(default.news_tokens),
             worker_text: self.worker_text.unwrap_or(default.worker_text),
@@ -177,11 +178,6 @@ impl Settings {
     /// The retries of a task that does not say.
     pub fn retries(&self) -> u32 {
         self.retries.unwrap_or(0)
-    }
-
-    /// Whether an idle interactive session is woken.
-    pub fn wake(&self) -> bool {
-        self.wake.unwrap_or(true)
     }
 
     /// When the log is on the disk.
@@ -898,7 +894,7 @@ mod tests {
             (3, 2, Some(2.5))
         );
         assert_eq!(s.task_timeout(), Limit(Some(Span::from_secs(3600))));
-        assert_eq!((s.conductor().gate, s.wake(), s.max_runs()), (Gate::Block, false, 4));
+        assert_eq!((s.conductor().gate, s.conductor().wake, s.max_runs()), (Gate::Block, false, 4));
         assert_eq!(user_config(br#"{"version": 1, "rules": []}"#).unwrap_err()[0].path, "$.rules");
     }
 
@@ -909,7 +905,7 @@ mod tests {
         assert_eq!(s.run_limits(7, None).max_workers, 7);
         assert_eq!(s.run_limits(7, None).run_timeout, Limit(Some(Span::from_secs(14_400))));
         assert_eq!(s.task_timeout(), Limit(Some(Span::from_secs(1800))));
-        assert_eq!((s.max_runs(), s.retries(), s.wake(), s.durability()), (4, 0, true, Durability::Process));
+        assert_eq!((s.max_runs(), s.retries(), s.conductor().wake, s.durability()), (4, 0, true, Durability::Process));
     }
 
     #[test]

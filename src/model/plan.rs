@@ -122,6 +122,11 @@ pub enum WorkerText {
     None,
 }
 
+/// What a plan means that does not say.
+fn yes() -> bool {
+    true
+}
+
 /// How the session is informed and held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conductor {
@@ -133,6 +138,9 @@ pub struct Conductor {
     pub gate: Gate,
     /// How long Stop may hold.
     pub hold: Span,
+    /// Whether an idle interactive session is woken by news.
+    #[serde(default = "yes")]
+    pub wake: bool,
     /// Characters of news per delivery.
     pub news_chars: u32,
     /// Tokens of news per run, estimated; what comes beyond is told in short.
@@ -156,6 +164,7 @@ impl Default for Conductor {
             wait: Span::from_secs(20),
             gate: Gate::Hold,
             hold: Span::from_secs(600),
+            wake: true,
             news_chars: 4000,
             news_tokens: Conductor::default_news_tokens(),
             worker_text: WorkerText::Line,

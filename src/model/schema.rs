@@ -18,7 +18,7 @@ pub fn config_schema() -> Value {
                 "limits",
                 object(&limits(true), &[], "Bounds. Where the user-wide config also has one, the smaller holds."),
             ),
-            ("conductor", object(&conductor(true), &[], "How the session is informed and held while a run goes on.")),
+            ("conductor", object(&conductor(), &[], "How the session is informed and held while a run goes on.")),
             (
                 "durability",
                 words(
@@ -101,10 +101,7 @@ pub fn plan_schema() -> Value {
             ("$schema", text("Where an editor finds this schema: `cpw schema plan > plan.schema.json`.")),
             ("version", json!({"const": 1, "description": "Version of this format."})),
             ("limits", object(&limits(false), &[], "Bounds of the run.")),
-            (
-                "conductor",
-                object(&conductor(false), &[], "How the session is informed and held while the run goes on."),
-            ),
+            ("conductor", object(&conductor(), &[], "How the session is informed and held while the run goes on.")),
             (
                 "durability",
                 words(
@@ -191,8 +188,8 @@ fn limits(config: bool) -> Vec<(&'static str, Value)> {
     out
 }
 
-fn conductor(config: bool) -> Vec<(&'static str, Value)> {
-    let mut out = vec![
+fn conductor() -> Vec<(&'static str, Value)> {
+    vec![
         (
             "on_claimed",
             words(
@@ -209,14 +206,10 @@ fn conductor(config: bool) -> Vec<(&'static str, Value)> {
             ),
         ),
         ("hold", duration("How long Stop may hold, at most 12h. Default 10m.")),
-    ];
-    if config {
-        out.push((
+        (
             "wake",
-            json!({"type": "boolean", "description": "Accepted; this version wakes no idle session. Default true."}),
-        ));
-    }
-    out.extend([
+            json!({"type": "boolean", "description": "Whether news wakes an idle interactive session. Default true."}),
+        ),
         ("news_chars", integer(200, 9000, "Characters of news per delivery. Default 4000.")),
         (
             "news_tokens",
@@ -233,8 +226,7 @@ fn conductor(config: bool) -> Vec<(&'static str, Value)> {
                 "What of a worker's own words the model sees: one quoted line, or nothing. Default line.",
             ),
         ),
-    ]);
-    out
+    ]
 }
 
 fn task(plan: bool) -> Value {
@@ -456,7 +448,7 @@ mod tests {
             (&config, "/$defs/merge", set(&[draft::MERGE_KEYS])),
             (&plan, "", set(&[check::PLAN_KEYS, check::PLAN_OWN])),
             (&plan, "/properties/limits", set(&[check::PLAN_LIMIT_KEYS])),
-            (&plan, "/properties/conductor", set(&[check::PLAN_CONDUCTOR_KEYS])),
+            (&plan, "/properties/conductor", set(&[config::CONDUCTOR_KEYS])),
             (&plan, "/$defs/task", set(&[draft::TASK_KEYS, &["item"]])),
         ] {
             assert_eq!(keys(schema, pointer), accepted, "{pointer}");
