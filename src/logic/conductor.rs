@@ -165,7 +165,18 @@ fn eta(view: &View) -> Option<String> {
     Some(format!("about {}", human(Duration::from_secs(longest))))
 }
 
-/// `Workers still processing: W1 80 %, W3 45 % (about 30 s)`, or nothing when none is.
+/// How far the whole run is, in percent, where a running task has said so of itself. A run of one task is as far as that.
+fn percent(view: &View) -> Option<u64> {
+    let counts = view.counts;
+    let told: Vec<u64> = view.running().filter_map(|(_, b)| b.percent.map(u64::from)).collect();
+    if told.is_empty() || counts.total < 2 {
+        return None;
+    }
+    let over = u64::from(counts.total.saturating_sub(counts.open()));
+    Some((over * 100 + told.iter().sum::<u64>()) / u64::from(counts.total))
+}
+
+/// `Workers still processing: W1 80 %, W3 45 % (62 % of all, about 30 s)`, or nothing when none is.
 pub fn still_processing(view: &View) -> Option<String> {
     let open = view.counts.open();
     if open == 0 {
@@ -181,8 +192,10 @@ pub fn still_processing(view: &View) -> Option<String> {
     if others > 0 {
         let _ = write!(out, "; {others} more task{} waiting", if others == 1 { "" } else { "s" });
     }
-    if let Some(eta) = eta(view) {
-        let _ = write!(out, " ({eta})");
+    let far = percent(view).map(|p| format!("{p} % of all"));
+    let pace: Vec<String> = [far, eta(view)].into_iter().flatten().collect();
+    if !pace.is_empty() {
+        let _ = write!(out, " ({})", pace.join(", "));
     }
     Some(out)
 }
@@ -586,7 +599,7 @@ mod tests {
         tell(&mut view, Some("a"), done("five findings"));
         let text = told(&view, 4000).text;
         assert!(text.starts_with("W1 done: a: \"five findings\"\n"), "{text}");
-        assert!(text.ends_with("Workers still processing: W1 80 % (b) (about 30 s)."), "{text}");
+        assert!(text.ends_with("Workers still processing: W1 80 % (b) (90 % of all, about 30 s)."), "{text}");
         view.conductor.worker_text = WorkerText::None;
         assert!(!told(&view, 4000).text.contains("five"));
     }
