@@ -1,6 +1,8 @@
-//! What a hook says: nothing, or one JSON object on stdout. The only place that writes there.
+//! What a hook says: nothing, or one JSON object on stdout. The only place that writes there. A watcher that wakes the
+//! session says so on stderr, and with exit code 2, which no other path leads to.
 
 use std::io::Write;
+use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
@@ -58,6 +60,28 @@ impl Answer {
         let text = format!("{}\n", json!(out));
         let mut stdout = std::io::stdout().lock();
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
+    }
+}
+
+/// That the session is to be woken: the decision is in the log, what is new was written and recorded.
+#[derive(Debug)]
+#[must_use = "the session wakes by the exit code"]
+pub(super) struct Woken(());
+
+impl Woken {
+    /// Writes what the woken session reads, and then has it recorded.
+    pub(super) fn by(text: &str, record: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Woken> {
+        let mut stderr = std::io::stderr().lock();
+        stderr.write_all(format!("{}\n", cut(text)).as_bytes())?;
+        stderr.flush()?;
+        record()?;
+        Ok(Woken(()))
+    }
+
+    /// The exit code that wakes. The only 2 of cpw.
+    pub(super) fn exit(self) -> ExitCode {
+        let Woken(()) = self;
+        ExitCode::from(2)
     }
 }
 

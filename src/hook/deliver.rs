@@ -50,6 +50,9 @@ pub(super) fn collect(scene: &mut Scene, occasion: Occasion) -> anyhow::Result<P
             failed.get_or_insert(e);
             continue;
         }
+        if !run.is_of(&scene.id) {
+            continue;
+        }
         let shown = run.folder.shown();
         let view = &run.hooked.view;
         let room = MAX_CONTEXT.saturating_sub(parcel.text.chars().count() + 1);
@@ -96,6 +99,18 @@ impl Parcel {
         if !answer.context(&self.text).send(&event) {
             return Ok(());
         }
+        scene.goes_on |= !self.text.is_empty();
+        self.record(scene)
+    }
+
+    /// The runs that it speaks of, by their place in the scene.
+    pub(super) fn runs(&self) -> impl Iterator<Item = usize> {
+        self.covered.iter().map(|c| c.run)
+    }
+
+    /// Records what was handed over, once that is done.
+    pub(super) fn record(self, scene: &mut Scene) -> anyhow::Result<()> {
+        let event = scene.event.clone();
         for covered in self.covered {
             let delivered = |news: &[u64], more| Delivered {
                 news: news.to_vec(),

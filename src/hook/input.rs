@@ -37,6 +37,10 @@ pub struct Payload {
     pub prompt: Option<String>,
     /// The subagent that the call comes from; absent in the main thread.
     pub agent_id: Option<String>,
+    /// How the session has begun: `startup`, `resume`, `clear`, `compact` or `fork`.
+    pub source: Option<String>,
+    /// Why the session has ended.
+    pub reason: Option<String>,
     /// The tool.
     pub tool_name: Option<String>,
     /// The client's id of the call.
@@ -131,6 +135,8 @@ impl Payload {
                 b"prompt_id" => &mut payload.prompt_id,
                 b"prompt" => &mut payload.prompt,
                 b"agent_id" => &mut payload.agent_id,
+                b"source" => &mut payload.source,
+                b"reason" => &mut payload.reason,
                 b"tool_name" => &mut payload.tool_name,
                 b"tool_use_id" => &mut payload.tool_use_id,
                 b"stop_hook_active" => {

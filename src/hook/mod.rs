@@ -3,7 +3,8 @@
 //!
 //! Two rules stand above everything: whatever goes wrong inside, the answer is silence and exit code 0, and a person can
 //! read in `hooks.jsonl` why; and a hook lasts at most a second unless it holds on purpose, which a kernel timer enforces.
-//! Answers are JSON on stdout; no path here leads to exit code 2.
+//! Answers are JSON on stdout. Exit code 2 is the watcher's alone, by which it wakes an idle session, and comes from one
+//! place: `answer::Woken`.
 
 mod answer;
 mod claim;
@@ -14,9 +15,12 @@ mod post_tool_batch;
 mod post_tool_use;
 mod pre_tool_use;
 mod scene;
+mod session_end;
+mod session_start;
 mod signal;
 mod stop;
 mod user_prompt_submit;
+mod watch;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
@@ -47,16 +51,25 @@ pub enum Hook {
     PostToolBatch,
     /// The model wants to stop.
     Stop,
+    /// The same, beside the session: to wake it later.
+    Watch,
+    /// A session begins or goes on.
+    SessionStart,
+    /// A session ends.
+    SessionEnd,
 }
 
 impl Hook {
     /// All of them, with the subcommand that Claude Code calls.
-    pub const ALL: [(&'static str, Hook); 5] = [
+    pub const ALL: [(&'static str, Hook); 8] = [
         ("user-prompt-submit", Hook::UserPromptSubmit),
         ("pre-tool-use", Hook::PreToolUse),
         ("post-tool-use", Hook::PostToolUse),
         ("post-tool-batch", Hook::PostToolBatch),
         ("stop", Hook::Stop),
+        ("watch", Hook::Watch),
+        ("session-start", Hook::SessionStart),
+        ("session-end", Hook::SessionEnd),
     ];
 
     /// The hook that a first argument names.
@@ -89,6 +102,14 @@ pub fn main(hook: Hook, args: &[OsString]) -> ExitCode {
         Hook::PostToolUse => post_tool_use::run(args),
         Hook::PostToolBatch => post_tool_batch::run(),
         Hook::Stop => stop::run(&deadline),
+        Hook::Watch => match watch::run(&deadline) {
+            Ok(Some(woken)) => return woken.exit(),
+            // It is meant to last.
+            Ok(None) => Ok(clock::mono_ms().saturating_sub(begun)),
+            Err(e) => Err(e),
+        },
+        Hook::SessionStart => session_start::run(),
+        Hook::SessionEnd => session_end::run(),
     };
     match result {
         Err(e) => note(hook, begun, Some(&format!("{e:#}"))),

@@ -11,9 +11,10 @@ use crate::hook::Held;
 use crate::hook::input::{self, Payload};
 use crate::logic::glance::Glance;
 use crate::logic::signals::Now;
-use crate::logic::wake::Concern;
+use crate::logic::wake::{Concern, Wake};
 use crate::model::event::SCHEMA;
 use crate::store::bells;
+use crate::store::client;
 use crate::store::home::State;
 use crate::store::hooklog;
 use crate::store::log::LogError;
@@ -37,6 +38,8 @@ pub(super) struct Scene {
     pub event: String,
     /// The runs that owe the session something.
     pub runs: Vec<Open>,
+    /// The turn goes on: the model was handed something, or the user has typed.
+    pub goes_on: bool,
 }
 
 /// A run as a hook has it open.
@@ -57,6 +60,11 @@ impl Open {
     /// Its path below the project, as the session reads it.
     pub(super) fn shown(&self) -> String {
         self.folder.shown()
+    }
+
+    /// Whether it is, by its log, a run of this session. Another one may have adopted it.
+    pub(super) fn is_of(&self, id: &SessionId) -> bool {
+        self.hooked.view.session.as_ref().is_none_or(|owner| owner == id)
     }
 
     /// A bell that rings when something of this concern happens in it.
@@ -107,7 +115,8 @@ pub(super) fn always(_: &Payload, _: &RunDir, _: &Glance<'_>) -> bool {
     true
 }
 
-fn look(concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool) -> anyhow::Result<Option<Scene>> {
+/// As [`act`], for who acts by itself.
+pub(super) fn look(concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool) -> anyhow::Result<Option<Scene>> {
     let Some(state) = State::existing()? else { return Ok(None) };
     let mut known = None;
     if let Some(id) = session_from_env() {
@@ -133,13 +142,29 @@ fn look(concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool) -> anyhow::Re
     if runs.is_empty() {
         return Ok(None);
     }
-    Ok(Some(Scene { state, id, payload, event, runs }))
+    Ok(Some(Scene { state, id, payload, event, runs, goes_on: false }))
 }
 
 /// The session's record, if it has open runs.
 fn load(state: &State, id: &SessionId) -> anyhow::Result<Option<Session>> {
     let session = session::load_open(state.path(), id)?;
     Ok(session.filter(|s| s.open_runs().next().is_some()))
+}
+
+/// Remembers in which client a session with open runs is: whether anybody will hear of them follows from that.
+pub(super) fn keep_client(state: &State, id: &SessionId, session: &Session) -> anyhow::Result<()> {
+    let now = client::current().filter(|now| session.client.as_ref() != Some(now));
+    if (now.is_none() && session.over.is_none()) || session.open_runs().next().is_none() {
+        return Ok(());
+    }
+    let Some(mut locked) = Locked::open(state.path(), id, HOOK_LOCK)? else { return Ok(()) };
+    if locked.session.over.is_some() {
+        locked.add(Entry::Again)?;
+    }
+    if let Some(now) = now {
+        locked.add(Entry::Client(now))?;
+    }
+    Ok(())
 }
 
 /// Opens what the session's record names and what is still the same folder, where `concerns` says so. A run that was never
@@ -152,7 +177,7 @@ pub(super) fn open_runs(
 ) -> anyhow::Result<Vec<Open>> {
     let mut open = Vec::new();
     for own in session.open_runs() {
-        match open_one(own, &concerns) {
+        match open_one(own, id, &concerns) {
             Ok(Found::Open(run)) => open.push(*run),
             Ok(Found::Unconcerned) => {}
             Ok(Found::Gone) | Err(RunError::NoRun(_)) => close(state, id, own)?,
@@ -175,11 +200,11 @@ enum Found {
     Open(Box<Open>),
     /// It is there, and the call does not concern it.
     Unconcerned,
-    /// Its folder has gone, or another one is in its place.
+    /// Its folder has gone, another one is in its place, or another session has adopted it.
     Gone,
 }
 
-fn open_one(own: &OwnRun, concerns: impl Fn(&RunDir, &Glance<'_>) -> bool) -> Result<Found, RunError> {
+fn open_one(own: &OwnRun, id: &SessionId, concerns: impl Fn(&RunDir, &Glance<'_>) -> bool) -> Result<Found, RunError> {
     let Some(folder) = RunDir::open_own(own)? else { return Ok(Found::Gone) };
     let hooked = folder.open_if(|glance| concerns(&folder, glance))?;
     let Some(hooked) = hooked else { return Ok(Found::Unconcerned) };
@@ -187,14 +212,16 @@ fn open_one(own: &OwnRun, concerns: impl Fn(&RunDir, &Glance<'_>) -> bool) -> Re
         // What was handed over could not be written down, so that it would be said again and again.
         return Err(LogError::Newer(hooked.view.schema).into());
     }
-    Ok(Found::Open(Box::new(Open { folder, hooked })))
+    let run = Open { folder, hooked };
+    Ok(if run.is_of(id) { Found::Open(Box::new(run)) } else { Found::Gone })
 }
 
 fn close(state: &State, id: &SessionId, own: &OwnRun) -> anyhow::Result<()> {
     let Some(run) = own.id() else { return Ok(()) };
     let Some(mut locked) = Locked::open(state.path(), id, HOOK_LOCK)? else { return Ok(()) };
-    // The prompt hook names a run before it starts it, and holds this lock until it has.
-    if matches!(open_one(own, |_, _| true), Ok(Found::Gone) | Err(RunError::NoRun(_))) {
+    // The prompt hook names a run before it starts it, and `cpw adopt` before it takes it over; both hold this lock until
+    // they have.
+    if matches!(open_one(own, id, |_, _| true), Ok(Found::Gone) | Err(RunError::NoRun(_))) {
         locked.add(Entry::Closed { run })?;
     }
     Ok(())
@@ -208,10 +235,19 @@ fn close_run(state: &State, id: &SessionId, run: crate::base::ids::RunId) -> any
 }
 
 impl Scene {
+    /// Makes who watches over the session look.
+    pub(super) fn ring_watcher(&self) {
+        for run in &self.runs {
+            bells::ring(&run.folder, &Wake::watch(), &[]);
+        }
+    }
+
     /// Closes, for the session, the runs that owe it nothing any more.
     pub(super) fn close_finished(&self) -> anyhow::Result<()> {
         for run in self.runs.iter().filter(|r| r.hooked.view.is_closed(now())) {
             close_run(&self.state, &self.id, run.hooked.view.run.clone())?;
+            // Whoever watches over the session may have nothing left to watch over.
+            bells::ring(&run.folder, &Wake::watch(), &[]);
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::logic::wake::Concern;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::model::plan::Gate;
 use crate::store::session;
+use crate::store::turn;
 use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
 use crate::sys::signals::Deadline;
@@ -41,13 +42,23 @@ enum Over {
 }
 
 pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
-    scene::act(scene::always, |scene| answer(scene, deadline))
+    scene::act(scene::always, |scene| {
+        if !scene.payload.is_main() {
+            return Ok(0);
+        }
+        // Of two installations that call it for the same turn, one holds and answers.
+        let Some(turn) = turn::stop(scene.state.path(), &scene.id)? else { return Ok(0) };
+        let held = answer(scene, deadline);
+        turn.end(scene.goes_on)?;
+        if !scene.goes_on {
+            // From here on the session is idle: what nobody was told may wake it.
+            scene.ring_watcher();
+        }
+        held
+    })
 }
 
 fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
-    if !scene.payload.is_main() {
-        return Ok(0);
-    }
     let begun = clock::mono_ms();
     let over = hold(scene, deadline, begun)?;
     let held = clock::mono_ms().saturating_sub(begun);
@@ -119,6 +130,7 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
             return Ok(Over::Spent);
         }
         if session::load(scene.state.path(), &scene.id)?.is_some_and(|s| s.let_go_ms >= begun) {
+            scene.goes_on = true;
             return Ok(Over::LetGo);
         }
         let look = if bells.iter().any(|bell| bell.name().is_none()) { MUTE_LOOK } else { LOOK };

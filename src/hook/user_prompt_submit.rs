@@ -2,7 +2,6 @@
 //! per prompt, however often the hook is called; never for a prompt that nobody typed; never below a worker. It starts one
 //! worker, which starts the others, and returns at once.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -19,17 +18,19 @@ use crate::hook::{Held, deliver};
 use crate::logic::conductor;
 use crate::logic::signals::Occasion;
 use crate::logic::wake::Wake;
-use crate::model::event::{Adopted, Body, Draft, Process};
+use crate::model::event::{Adopted, Body, Draft};
 use crate::model::plan::Plan;
 use crate::model::words::{self, Origin};
 use crate::store::bells;
+use crate::store::client;
 use crate::store::home::State;
 use crate::store::run::{self, HOOK_LOCK, Origin as Started, RunDir, RunError};
 use crate::store::session::{self, Entry, Locked};
 use crate::store::switch;
 use crate::store::trust::Trust;
+use crate::store::turn;
 use crate::sys::clock;
-use crate::sys::process::{self, Ancestor};
+use crate::sys::process;
 
 pub(super) fn run() -> anyhow::Result<Held> {
     let payload = input::read()?;
@@ -117,30 +118,21 @@ fn answer_with_news(
         return Ok(());
     };
     let mut runs = scene::open_runs(&state, &id, &session, |_, _| true)?;
+    if !runs.is_empty() {
+        turn::begin(state.path(), &id)?;
+        scene::keep_client(&state, &id, &session)?;
+    }
     for run in &mut runs {
         adopt(run, &id)?;
     }
     let tended = runs.iter_mut().try_for_each(|run| crew::tend(&run.folder, &mut run.hooked).map(drop));
-    let mut scene = Scene { state, id, payload, event, runs };
+    let mut scene = Scene { state, id, payload, event, runs, goes_on: false };
     let mut parcel = deliver::collect(&mut scene, Occasion::Prompt)?;
     if !announcement.is_empty() {
         parcel.text = if parcel.text.is_empty() { announcement } else { format!("{announcement}\n{}", parcel.text) };
     }
     parcel.send(&mut scene, answer)?;
     Ok(tended?)
-}
-
-/// The client that called this hook: as it says itself, else, where it is older than that, the nearest process above that
-/// is one.
-fn client() -> Option<Process> {
-    let said = std::env::var(env::CLAUDE_PID).ok().and_then(|pid| pid.parse().ok());
-    said.or_else(|| process::ancestors().iter().find(|a| is_client(a)).map(|a| a.pid)).and_then(process::identity_of)
-}
-
-fn is_client(above: &Ancestor) -> bool {
-    let named = |arg: &OsString| Path::new(arg).file_name().is_some_and(|name| name == "claude");
-    // The program, or the script that node runs.
-    above.comm == "claude" || above.argv.iter().take(2).any(named)
 }
 
 /// Says that the session goes on in this client, where a run watches over another one: a session that was resumed keeps its
@@ -150,7 +142,7 @@ fn adopt(run: &mut Open, session: &SessionId) -> anyhow::Result<()> {
     if view.client.is_none() || view.ended.is_some() {
         return Ok(());
     }
-    let Some(client) = client().filter(|now| view.client.as_ref() != Some(now)) else { return Ok(()) };
+    let Some(client) = client::current().filter(|now| view.client.as_ref() != Some(now)) else { return Ok(()) };
     run.hooked.transact(&run.folder, |tx| {
         if tx.fold.ended.is_none() {
             let (session, from) = (session.to_string(), session.to_string());
@@ -226,7 +218,7 @@ fn start(
             ));
             continue;
         }
-        let client = plan.orphan_grace.and_then(|_| client());
+        let client = plan.orphan_grace.and_then(|_| client::current());
         let origin = Started { prompt_id: payload.prompt_id.as_deref(), prompt: Some(prompt), client };
         let made = RunDir::create_in(place.project, &place.runs, &plan, &origin).and_then(|folder| {
             // Named in the session's record before it is a run: a hook that dies in between leaves a folder that is not one.

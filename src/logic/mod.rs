@@ -5,6 +5,7 @@ pub mod again;
 pub mod conductor;
 pub mod glance;
 pub mod sched;
+pub mod session;
 pub mod signals;
 #[cfg(test)]
 pub(crate) mod simulation;

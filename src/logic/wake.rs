@@ -117,6 +117,11 @@ impl Wake {
         Wake { concerns: BTreeSet::from([Concern::Stop]), ..Wake::default() }
     }
 
+    /// Something else than an event is to be looked at by who watches over the session.
+    pub fn watch() -> Wake {
+        Wake { concerns: BTreeSet::from([Concern::News]), ..Wake::default() }
+    }
+
     /// Whether nobody is concerned.
     pub fn is_empty(&self) -> bool {
         *self == Wake::default()
@@ -161,9 +166,11 @@ impl Wake {
                 }
             }
             // It is to be watched from now on.
-            Body::WorkerStarted(_) | Body::Adopted(_) => {
+            Body::WorkerStarted(_) => {
                 self.concerns.insert(Concern::Lead);
             }
+            // The client is to be watched, and who watches over the session that had the run lets go of it.
+            Body::Adopted(_) => self.concerns.extend([Concern::Lead, Concern::News]),
             Body::Checkpoint(_) => {
                 self.concerns.extend(event.task.clone().map(Concern::Task));
                 self.concerns.insert(Concern::Lead);

@@ -3,6 +3,7 @@
 
 pub mod attic;
 pub mod bells;
+pub mod client;
 pub mod file;
 pub mod home;
 pub mod hooklog;
@@ -15,3 +16,4 @@ pub mod scan;
 pub mod session;
 pub mod switch;
 pub mod trust;
+pub mod turn;

@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, SessionId};
+use crate::logic::session::MAX_WAKES;
+use crate::model::event::Process;
 use crate::model::scan;
 use crate::store::log;
 use crate::store::registry::LogId;
@@ -62,6 +64,20 @@ pub enum Entry {
         /// What.
         what: String,
     },
+    /// The client in which the session is, when it began to have runs or went on in another one.
+    Client(Process),
+    /// The session is over: the client has ended it, or `/clear` has put another one in its place.
+    Over {
+        /// What the client says of it.
+        reason: String,
+    },
+    /// It goes on after all: it was resumed.
+    Again,
+    /// It was idle, and was woken.
+    Woken {
+        /// `CLOCK_MONOTONIC` in milliseconds.
+        mono_ms: u64,
+    },
     /// cpw was switched off for this session.
     Off,
     /// And on again.
@@ -106,6 +122,12 @@ pub struct Session {
     pub let_go_ms: u64,
     /// What the user was told once.
     pub told: Vec<String>,
+    /// The client in which it is or was, where that is known.
+    pub client: Option<Process>,
+    /// Why it is over, if it is.
+    pub over: Option<String>,
+    /// When it was woken last, `CLOCK_MONOTONIC` in milliseconds: as often as matters.
+    pub woken: Vec<u64>,
     /// Whether cpw is switched off for it.
     pub off: bool,
 }
@@ -129,6 +151,14 @@ impl Session {
             }
             Entry::LetGo { mono_ms } => self.let_go_ms = mono_ms,
             Entry::Told { what } => self.told.push(what),
+            Entry::Client(process) => self.client = Some(process),
+            Entry::Over { reason } => self.over = Some(reason),
+            Entry::Again => self.over = None,
+            Entry::Woken { mono_ms } => {
+                let spare = (self.woken.len() + 1).saturating_sub(MAX_WAKES);
+                self.woken.drain(..spare);
+                self.woken.push(mono_ms);
+            }
             Entry::Off => self.off = true,
             Entry::On => self.off = false,
             Entry::Unknown => {}
@@ -364,6 +394,10 @@ mod tests {
             let_go,
             Entry::Off,
             Entry::On,
+            Entry::Client(Process { pid: 7, start_time: 70, boot_id: "b".into() }),
+            Entry::Over { reason: "clear".into() },
+            Entry::Again,
+            Entry::Woken { mono_ms: 9 },
             odd,
             closed("r4"),
         ];
@@ -382,6 +416,25 @@ mod tests {
             }
         }
         assert!(tried > 2_500, "{tried}");
+    }
+
+    #[test]
+    fn a_session_that_is_over_may_go_on_elsewhere_and_remembers_only_its_last_wakes() {
+        let home = tempfile::tempdir().unwrap();
+        let mut locked = open(home.path());
+        let client = |pid| Process { pid, start_time: 70, boot_id: "b".into() };
+        locked.add(Entry::Client(client(7))).unwrap();
+        locked.add(Entry::Over { reason: "clear".into() }).unwrap();
+        let seen = load_open(home.path(), &id()).unwrap().unwrap();
+        assert_eq!((seen.client, seen.over.as_deref()), (Some(client(7)), Some("clear")));
+        locked.add(Entry::Again).unwrap();
+        locked.add(Entry::Client(client(8))).unwrap();
+        for mono_ms in 1..=20 {
+            locked.add(Entry::Woken { mono_ms }).unwrap();
+        }
+        let seen = load_open(home.path(), &id()).unwrap().unwrap();
+        assert_eq!((&seen.client, &seen.over), (&Some(client(8)), &None));
+        assert_eq!(seen.woken, (15..=20).collect::<Vec<u64>>());
     }
 
     #[test]
