@@ -56,6 +56,8 @@ pub enum Command {
     Wait(cmd::wait::Args),
     /// Print the result of a task
     Result(cmd::result::Args),
+    /// Take a run over into this Claude Code session
+    Adopt(cmd::adopt::Args),
     /// Cancel a run, or one of its tasks
     Cancel(cmd::cancel::Args),
     /// Remove runs that have ended
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Events(args) => cmd::events::run(args),
         Command::Wait(args) => cmd::wait::run(args),
         Command::Result(args) => cmd::result::run(args),
+        Command::Adopt(args) => cmd::adopt::run(args),
         Command::Cancel(args) => cmd::cancel::run(args),
         Command::Clean(args) => cmd::clean::run(args),
         Command::Doctor(args) => cmd::doctor::run(args),

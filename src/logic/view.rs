@@ -391,7 +391,11 @@ impl View {
                 self.boot_id.clone_from(&p.boot_id);
                 self.client.clone_from(&p.client);
             }
-            Body::Adopted(p) => self.client.clone_from(&p.client),
+            Body::Adopted(p) => {
+                self.client.clone_from(&p.client);
+                // A name that is none changes nothing.
+                self.session = SessionId::new(&p.session).ok().or(self.session.take());
+            }
             Body::WorkerStarted(process) => {
                 if let Some(WorkerNo(n)) = event.worker {
                     self.workers.insert(n, process.clone());

@@ -108,7 +108,8 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
             let what = if task.is_empty() { "the run" } else { task };
             line(Mark::Note, format!("{} asked to cancel {what}", one_line(&p.by, 40)))
         }
-        Body::Adopted(_) => line(Mark::Note, "the session goes on in another client".into()),
+        Body::Adopted(p) if p.session == p.from => line(Mark::Note, "the session goes on in another client".into()),
+        Body::Adopted(p) => line(Mark::Note, format!("session {} has it now", one_line(&p.session, 64))),
         Body::WorkerLost(p) => line(Mark::Note, format!("{by}is dead: {}", one_line(&p.reason, MAX_TEXT))),
         Body::LogRepaired(p) => line(Mark::Note, format!("a torn line of {} bytes was cut off the log", p.bytes)),
         Body::RunEnded(p) => {
