@@ -8,7 +8,11 @@ use cpw::model::settings::{Form, install, uninstall, wired};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const EVENTS: [&str; 5] = ["UserPromptSubmit", "PreToolUse", "PostToolUse", "PostToolBatch", "Stop"];
+const EVENTS: [&str; 7] =
+    ["SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "PostToolBatch", "Stop", "SessionEnd"];
+
+/// Stop calls two of them.
+const CALLS: usize = EVENTS.len() + 1;
 
 fn forms() -> [Form; 2] {
     [Form::Shared, Form::Exec("/opt/my tools/\"x\"/cpw".into())]
@@ -56,8 +60,10 @@ fn without_ours(after: &Value, before: &Value, form: &Form) -> Value {
     let hooks = value["hooks"].as_object_mut().unwrap();
     for event in EVENTS {
         let groups = hooks[event].as_array_mut().unwrap();
-        let at = groups.iter().position(|g| *g == ours["hooks"][event][0]).expect(event);
-        groups.remove(at);
+        for own in ours["hooks"][event].as_array().unwrap() {
+            let at = groups.iter().position(|g| g == own).expect(event);
+            groups.remove(at);
+        }
         if groups.is_empty() && before["hooks"].get(event).is_none() {
             hooks.remove(event);
         }
@@ -71,7 +77,7 @@ fn without_ours(after: &Value, before: &Value, form: &Form) -> Value {
 fn check_round_trip(name: &str, before: &[u8], form: &Form) {
     let after = install(Some(before), form).unwrap_or_else(|e| panic!("{name}: {e}\n{}", show(before)));
     assert_eq!(show(&install(Some(&after), form).unwrap()), show(&after), "{name}: twice is not once");
-    assert_eq!(wired(&after).unwrap().len(), EVENTS.len(), "{name}\n{}", show(&after));
+    assert_eq!(wired(&after).unwrap().len(), CALLS, "{name}\n{}", show(&after));
     if let (Some(a), Some(b)) = (parse(&after), parse(before)) {
         assert_valid_for_the_client(&a);
         assert_eq!(without_ours(&a, &b, form), b, "{name}");
@@ -107,21 +113,26 @@ fn a_new_file_goes_as_it_came_and_shows_the_wiring_by_hand() {
 fn the_wiring_is_the_one_that_the_hooks_are_built_for() {
     let shared = parse(&install(None, &Form::Shared).unwrap()).unwrap();
     let local = parse(&install(None, &Form::Exec("/bin/cpw".into())).unwrap()).unwrap();
-    for (event, args, timeout, matcher) in [
-        ("UserPromptSubmit", &["user-prompt-submit"][..], 10, Value::Null),
-        ("PreToolUse", &["pre-tool-use"], 600, json!("*")),
-        ("PostToolUse", &["post-tool-use", "--batched"], 10, json!("*")),
-        ("PostToolBatch", &["post-tool-batch"], 10, Value::Null),
-        ("Stop", &["stop"], 86_400, Value::Null),
+    for (event, index, args, timeout, matcher) in [
+        ("SessionStart", 0, &["session-start"][..], 10, Value::Null),
+        ("UserPromptSubmit", 0, &["user-prompt-submit"], 10, Value::Null),
+        ("PreToolUse", 0, &["pre-tool-use"], 600, json!("*")),
+        ("PostToolUse", 0, &["post-tool-use", "--batched"], 10, json!("*")),
+        ("PostToolBatch", 0, &["post-tool-batch"], 10, Value::Null),
+        ("Stop", 0, &["stop"], 86_400, Value::Null),
+        ("Stop", 1, &["watch"], 86_400, Value::Null),
+        ("SessionEnd", 0, &["session-end"], 5, Value::Null),
     ] {
         for settings in [&shared, &local] {
-            let group = &settings["hooks"][event][0];
+            let group = &settings["hooks"][event][index];
             assert_eq!(group["matcher"], matcher, "{event}");
             assert_eq!(group["hooks"][0]["timeout"], timeout, "{event}");
         }
-        let command = shared["hooks"][event][0]["hooks"][0]["command"].as_str().unwrap();
+        let command = shared["hooks"][event][index]["hooks"][0]["command"].as_str().unwrap();
         assert!(command.ends_with(&format!("; exec cpw {}", args.join(" "))), "{command}");
-        assert_eq!(local["hooks"][event][0]["hooks"][0]["args"], json!(args));
+        assert_eq!(local["hooks"][event][index]["hooks"][0]["args"], json!(args));
+        // The client runs only the watcher beside the session.
+        assert_eq!(shared["hooks"][event][index]["hooks"][0]["asyncRewake"] == json!(true), args == ["watch"]);
     }
     assert_eq!(shared["hooks"].as_object().unwrap().len(), EVENTS.len());
     assert_eq!(shared["hooks"]["Stop"][0]["hooks"][0]["statusMessage"], "cpw: waiting for workers");
@@ -226,12 +237,30 @@ fn other_forms_of_ours_are_replaced_where_they_stand() {
 "#;
     let new = parse(&install(Some(old.as_bytes()), &Form::Shared).unwrap()).unwrap();
     let ours = parse(&install(None, &Form::Shared).unwrap()).unwrap();
-    assert_eq!(new["hooks"].get("SessionStart"), None);
+    assert_eq!(new["hooks"]["SessionStart"], ours["hooks"]["SessionStart"]);
     let first = json!({"matcher": "Bash", "hooks": [{"type": "command", "command": "x"}]});
     let second = json!({"matcher": "*", "hooks": [{"type": "command", "command": "a"}]});
     assert_eq!(new["hooks"]["PreToolUse"], json!([first, second, ours["hooks"]["PreToolUse"][0]]));
     let beep = json!({"type": "command", "command": "beep"});
-    assert_eq!(new["hooks"]["Stop"], json!([{"hooks": [ours["hooks"]["Stop"][0]["hooks"][0], beep]}]));
+    let stop = &ours["hooks"]["Stop"];
+    assert_eq!(new["hooks"]["Stop"], json!([{"hooks": [stop[0]["hooks"][0], beep]}, stop[1]]));
+}
+
+/// What an older cpw has wired lacks events, and the second call of Stop.
+#[test]
+fn an_older_wiring_is_completed_and_taken_out_whole() {
+    let whole = install(None, &Form::Shared).unwrap();
+    let mut older = parse(&whole).unwrap();
+    older["hooks"]["Stop"].as_array_mut().unwrap().pop();
+    for event in ["SessionStart", "SessionEnd"] {
+        older["hooks"].as_object_mut().unwrap().remove(event);
+    }
+    let older = serde_json::to_string_pretty(&older).unwrap() + "\n";
+    let new = install(Some(older.as_bytes()), &Form::Shared).unwrap();
+    assert_eq!(parse(&new), parse(&whole), "{}", show(&new));
+    assert_eq!(install(Some(&new), &Form::Shared).unwrap(), new);
+    assert_eq!(uninstall(&new).unwrap(), None, "{}", show(&new));
+    assert_eq!(uninstall(older.as_bytes()).unwrap(), None);
 }
 
 #[test]
@@ -362,7 +391,7 @@ fn any_settings() -> impl Strategy<Value = Value> {
     );
     let event = prop_oneof![
         prop::sample::select(EVENTS.to_vec()),
-        prop::sample::select(vec!["Notification", "SessionStart", "New"]),
+        prop::sample::select(vec!["Notification", "SubagentStop", "New"]),
     ];
     let hooks = prop::collection::vec((event, prop::collection::vec(group, 0..3)), 0..5)
         .prop_map(|events| Value::Object(events.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect()));

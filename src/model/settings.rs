@@ -61,15 +61,36 @@ struct Hook {
     args: &'static [&'static str],
     /// In seconds. The client counts no answer after it; cpw ends itself before.
     timeout: u32,
-    status: Option<&'static str>,
+    more: More,
 }
 
-const WIRING: [Hook; 5] = [
-    Hook { event: "UserPromptSubmit", of_tools: false, args: &["user-prompt-submit"], timeout: 10, status: None },
-    Hook { event: "PreToolUse", of_tools: true, args: &["pre-tool-use"], timeout: 600, status: None },
-    Hook { event: "PostToolUse", of_tools: true, args: &["post-tool-use", "--batched"], timeout: 10, status: None },
-    Hook { event: "PostToolBatch", of_tools: false, args: &["post-tool-batch"], timeout: 10, status: None },
-    Hook { event: "Stop", of_tools: false, args: &["stop"], timeout: 86_400, status: Some("cpw: waiting for workers") },
+/// What else an entry says.
+enum More {
+    Nothing,
+    /// What the user sees while the client waits for it.
+    Status(&'static str),
+    /// The client does not wait for it, and takes a turn when it ends with exit code 2: what the user sees then, and what
+    /// the model reads first.
+    Wakes(&'static str, &'static str),
+}
+
+const fn hook(event: &'static str, args: &'static [&'static str], timeout: u32, more: More) -> Hook {
+    Hook { event, of_tools: false, args, timeout, more }
+}
+
+const fn of_tools(event: &'static str, args: &'static [&'static str], timeout: u32) -> Hook {
+    Hook { event, of_tools: true, args, timeout, more: More::Nothing }
+}
+
+const WIRING: [Hook; 8] = [
+    hook("SessionStart", &["session-start"], 10, More::Nothing),
+    hook("UserPromptSubmit", &["user-prompt-submit"], 10, More::Nothing),
+    of_tools("PreToolUse", &["pre-tool-use"], 600),
+    of_tools("PostToolUse", &["post-tool-use", "--batched"], 10),
+    hook("PostToolBatch", &["post-tool-batch"], 10, More::Nothing),
+    hook("Stop", &["stop"], 86_400, More::Status("cpw: waiting for workers")),
+    hook("Stop", &["watch"], 86_400, More::Wakes("cpw: news from the workers", "cpw: news from the workers:")),
+    hook("SessionEnd", &["session-end"], 5, More::Nothing),
 ];
 
 impl Hook {
@@ -85,8 +106,13 @@ impl Hook {
                 json!({"type": "command", "command": path, "args": self.args, "timeout": self.timeout})
             }
         };
-        if let (Some(status), Some(object)) = (self.status, handler.as_object_mut()) {
-            object.insert("statusMessage".into(), status.into());
+        let more = match self.more {
+            More::Nothing => json!({}),
+            More::Status(text) => json!({"statusMessage": text}),
+            More::Wakes(line, lead) => json!({"asyncRewake": true, "rewakeSummary": line, "rewakeMessage": lead}),
+        };
+        if let (Some(object), Value::Object(more)) = (handler.as_object_mut(), more) {
+            object.extend(more);
         }
         handler
     }
@@ -251,10 +277,10 @@ fn bring_up(text: &str, form: &Form) -> Result<Left, Refused> {
     let document = Document::read(text, true)?;
     let style = Style::of(&document);
     let mut edits = Vec::new();
-    // Per event, the one entry that stays: the first that calls the right subcommand in a group with the right matcher.
+    // Per entry of the wiring, the one that stays: the first that calls the right subcommand in a group with the right matcher.
     let mut kept: Vec<Range<usize>> = Vec::new();
-    for event in &document.events {
-        let Some(hook) = WIRING.iter().find(|hook| hook.event == event.name) else { continue };
+    let wired = |event| WIRING.iter().filter(move |hook| hook.event == event);
+    for (event, hook) in document.events.iter().flat_map(|event| wired(&event.name).map(move |hook| (event, hook))) {
         let stays = event
             .groups
             .iter()
@@ -279,12 +305,23 @@ fn add_missing(text: &str, form: &Form) -> Result<String, Refused> {
     let style = Style::of(&document);
     let mut edits = Vec::new();
     let mut members = Vec::new();
-    for hook in &WIRING {
-        let event = document.events.iter().find(|event| event.name == hook.event);
-        match event {
-            Some(event) if event.groups.iter().flat_map(|g| &g.handlers).any(|h| h.ours.is_some()) => {}
-            Some(event) => edits.push(style.append(text, &event.list, &[New { key: None, value: hook.group(form) }])),
-            None => members.push(New { key: Some(hook.event), value: json!([hook.group(form)]) }),
+    for name in events() {
+        let wanted = WIRING.iter().filter(|hook| hook.event == name);
+        let Some(event) = document.events.iter().find(|event| event.name == name) else {
+            members.push(New { key: Some(name), value: groups(name, form) });
+            continue;
+        };
+        let is_there = |hook: &&Hook| {
+            event
+                .groups
+                .iter()
+                .flat_map(|g| &g.handlers)
+                .any(|h| h.ours.is_some() && h.ours == hook.args.first().copied())
+        };
+        let missing: Vec<New> =
+            wanted.filter(|hook| !is_there(hook)).map(|hook| New { key: None, value: hook.group(form) }).collect();
+        if !missing.is_empty() {
+            edits.push(style.append(text, &event.list, &missing));
         }
     }
     match &document.hooks {
@@ -295,9 +332,20 @@ fn add_missing(text: &str, form: &Form) -> Result<String, Refused> {
     Ok(apply(text, edits))
 }
 
+/// The events of the wiring, each once.
+fn events() -> Vec<&'static str> {
+    let mut events: Vec<&str> = WIRING.iter().map(|hook| hook.event).collect();
+    events.dedup();
+    events
+}
+
+/// Our groups of an event.
+fn groups(event: &str, form: &Form) -> Value {
+    WIRING.iter().filter(|hook| hook.event == event).map(|hook| hook.group(form)).collect()
+}
+
 fn all_hooks(form: &Form) -> Value {
-    let events = WIRING.iter().map(|hook| (hook.event.to_owned(), json!([hook.group(form)])));
-    Value::Object(events.collect())
+    Value::Object(events().into_iter().map(|event| (event.to_owned(), groups(event, form))).collect())
 }
 
 /// A settings file of ours alone, without a final line feed.
