@@ -1,5 +1,6 @@
-//! From a prompt to plans: which rules of the project's config match it, with what files, and why the others do not. It
-//! reads the project's config and looks which files exist; it starts nothing.
+//! From a prompt to plans: which rules of the project's config match it, with what files, and why the others do not; and from
+//! tool calls to the plan of the rule that they meet. It reads the project's config and looks which files exist; it starts
+//! nothing.
 //!
 //! Conditions are asked cheapest first: a rule's regex is compiled only when everything else holds.
 
@@ -118,6 +119,8 @@ pub enum Why {
     NotAsked,
     /// `not` matches.
     Excluded,
+    /// It starts after calls of these tools, whatever a prompt says.
+    AfterCalls(Vec<String>),
     /// The plan cannot be made.
     Problems(Vec<Problem>),
 }
@@ -132,6 +135,7 @@ impl fmt::Display for Why {
             Why::Words => f.write_str("its words do not occur outside of quotes, code and pasted text"),
             Why::NotAsked => f.write_str("its words occur, but the sentence does not ask for it"),
             Why::Excluded => f.write_str("`not` matches"),
+            Why::AfterCalls(tools) => write!(f, "it starts after calls of {}, not from a prompt", tools.join(", ")),
             Why::Problems(problems) => f.write_str(&crate::model::json::list(problems)),
         }
     }
@@ -208,6 +212,9 @@ fn ask(
     words: &Words,
     files: &mut Option<Vec<String>>,
 ) -> Result<Plan, Why> {
+    if let Some(on) = &rule.when.tool {
+        return Err(Why::AfterCalls(on.tools.clone()));
+    }
     let wants_files = rule.when.files.is_some() || rule.for_each == Some(ForEach::Files);
     let mut named = Vec::new();
     if wants_files {
@@ -239,6 +246,11 @@ fn ask(
     if rule.is_excluded(words.own()) {
         return Err(Why::Excluded);
     }
+    make(rule, config, asked, named, groups)
+}
+
+/// The plan of a rule whose other conditions hold, from these files and texts of groups.
+fn make(rule: &Rule, config: &Config, asked: Asked<'_>, files: Vec<String>, groups: Vec<String>) -> Result<Plan, Why> {
     if let Some(pattern) = &rule.when.glob
         && find(asked.project, pattern, 1).is_empty()
     {
@@ -251,10 +263,22 @@ fn ask(
     let run = run::new_id();
     let folder = run::runs_path_by(asked.project, config.runs_dir.as_deref()).join(run.as_str());
     let prompt_file = folder.join(run::PROMPT).to_string_lossy().into_owned();
-    let found = Match { rule, prompt: asked.prompt, prompt_file: &prompt_file, files: named, globbed, groups };
+    let found = Match { rule, prompt: asked.prompt, prompt_file: &prompt_file, files, globbed, groups };
     let defaults = Defaults { settings: &config.settings, machine: machine() };
     let plan = expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)?;
     Ok(Plan { orphan_grace: config.orphan_grace.filter(|_| asked.session.is_some()), ..plan })
+}
+
+/// The plan of a rule on tool calls, after calls of this session that named `files`: of these, those that still exist.
+pub fn after_calls(
+    config: &Config,
+    rule: &Rule,
+    project: &Path,
+    session: &SessionId,
+    files: &[String],
+) -> Result<Plan, Why> {
+    let asked = Asked { project, cwd: project, prompt: "", session: Some(session) };
+    make(rule, config, asked, existing(asked, files), Vec::new())
 }
 
 /// Which of the names in a prompt are files: below the project as relative paths, others as absolute ones.

@@ -2,8 +2,9 @@
 //! bytes with every mistake reported, regexes included; [`parse`] is the same without compiling regexes, for bytes that
 //! were checked when their user approved them, because a prompt must not pay for rules that it does not match.
 //!
-//! What the format has but this version does not do (`resources`, `votes`, `when.tool` …) is refused by name.
+//! What the format has but this version does not do (`resources`, `votes` …) is refused by name.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::base::ids::check_id;
@@ -12,6 +13,7 @@ use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft};
 use crate::model::expand;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Problem, Report, excerpt};
+use crate::model::matcher;
 use crate::model::plan::{Conductor, Durability, Gate, Limits, OnClaimed, WorkerText};
 
 /// The version of the config format.
@@ -45,9 +47,9 @@ pub const RULE_KEYS: &[&str] = &["name", "when", "for_each", "tasks", "merge"];
 /// Keys of a rule that belong to the format, but not to this version.
 pub const RULE_LATER: &[&str] = &["votes", "signals", "resources"];
 /// Keys of `when`.
-pub const WHEN_KEYS: &[&str] = &["prompt", "files", "glob", "not"];
-/// Keys of `when` that belong to the format, but not to this version.
-pub const WHEN_LATER: &[&str] = &["tool", "match", "debounce"];
+pub const WHEN_KEYS: &[&str] = &["prompt", "files", "glob", "not", "tool", "match", "debounce"];
+/// Keys of `when` that ask about a prompt, so that they say nothing about a tool call.
+const WHEN_PROMPT: [&str; 3] = ["prompt", "files", "not"];
 /// Keys of `when.files`.
 pub const FILES_KEYS: &[&str] = &["min", "glob"];
 /// Keys of `for_each`, of which one is given.
@@ -58,6 +60,12 @@ pub const DEFAULT_RUNS: &str = ".claude/runs";
 
 /// The longest that a tool call may be held: the client ends a hook after 600 s by default.
 pub const MAX_WAIT: Span = Span::from_secs(590);
+/// How long calls must have been quiet before a rule on tool calls starts, where it does not say.
+pub const DEBOUNCE: Span = Span::from_secs(2);
+/// The longest that such a rule may ask for.
+pub const MAX_DEBOUNCE: Span = Span::from_secs(600);
+/// The most tools that one rule may name.
+const MAX_TOOLS: usize = 32;
 /// The longest that Stop may hold.
 pub const MAX_HOLD: Span = Span::from_secs(12 * 3600);
 
@@ -265,6 +273,19 @@ pub struct When {
     pub glob: Option<String>,
     /// A regex that the user's own words must not match.
     pub not: Option<String>,
+    /// Instead of a prompt, a tool call of the session.
+    pub tool: Option<OnTool>,
+}
+
+/// Which tool calls start a rule, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnTool {
+    /// The tools, by their exact names.
+    pub tools: Vec<String>,
+    /// Per input field a glob that its text must match.
+    pub matches: BTreeMap<String, String>,
+    /// How long calls must have been quiet before it starts.
+    pub debounce: Span,
 }
 
 /// How many files, and which, a prompt must name.
@@ -279,7 +300,7 @@ pub struct Files {
 /// What a rule's tasks are made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForEach {
-    /// The files that the prompt names.
+    /// The files that the prompt names, or the calls that started it.
     Files,
     /// The files on disk that match a path glob.
     Glob(String),
@@ -338,7 +359,7 @@ impl Rule {
 
     /// How many files the prompt must name for the rule to apply.
     pub fn min_files(&self) -> usize {
-        let by_items = usize::from(self.for_each == Some(ForEach::Files));
+        let by_items = usize::from(self.for_each == Some(ForEach::Files) && self.when.tool.is_none());
         self.when.files.as_ref().map_or(0, |f| f.min).max(by_items)
     }
 }
@@ -532,7 +553,8 @@ fn rule(n: &Node<'_>, r: &mut Report, index: usize, depth: Depth) -> Option<Rule
     };
     let for_each = n.field("for_each", r, |n, r| for_each(n, r, groups));
     // A for_each that could not be read must not make every template a mistake.
-    let scope = Scope::Rule { each: n.get("for_each").is_some() };
+    let is_after_call = n.get("when").is_some_and(|when| when.get("tool").is_some());
+    let scope = Scope::Rule { each: n.get("for_each").is_some(), prompt: !is_after_call };
     let tasks = if let Some(n) = n.get("tasks") {
         if n.value().as_array().is_some_and(Vec::is_empty) {
             n.wrong(r, "is empty: the rule would do nothing");
@@ -548,7 +570,7 @@ fn rule(n: &Node<'_>, r: &mut Report, index: usize, depth: Depth) -> Option<Rule
 
 /// Reads `when`; also how many groups its regex has, where that is known.
 fn when(n: &Node<'_>, r: &mut Report, depth: Depth) -> (When, Option<usize>) {
-    if !n.keys(r, WHEN_KEYS, WHEN_LATER) {
+    if !n.keys(r, WHEN_KEYS, &[]) {
         return (When::default(), None);
     }
     let out = When {
@@ -556,14 +578,21 @@ fn when(n: &Node<'_>, r: &mut Report, depth: Depth) -> (When, Option<usize>) {
         files: n.field("files", r, files),
         glob: n.field("glob", r, path_glob),
         not: n.field("not", r, |n, r| draft::regex(n, r, depth)),
+        tool: on_tool(n, r),
     };
-    let later = WHEN_LATER.iter().any(|k| n.get(k).is_some());
-    if n.get("prompt").is_none() && n.get("files").is_none() && !later {
+    let is_after_call = ["tool", "match", "debounce"].iter().any(|k| n.get(k).is_some());
+    if n.get("prompt").is_none() && n.get("files").is_none() && !is_after_call {
         n.wrong_hint(
             r,
-            "has neither prompt nor files, so every prompt would start it",
+            "has none of prompt, files and tool, so every prompt would start it",
             "add \"prompt\": a regex over the user's words",
         );
+    }
+    if n.get("tool").is_some() {
+        for n in WHEN_PROMPT.iter().filter_map(|k| n.get(k)) {
+            let hint = "a rule starts after a prompt or after a tool call: make two rules of it";
+            n.wrong_hint(r, "asks about a prompt, but the rule has a tool", hint);
+        }
     }
     let groups = match (&out.prompt, depth) {
         (Some(p), Depth::Full) => draft::compile(p).ok().map(|r| r.captures_len() - 1),
@@ -571,6 +600,32 @@ fn when(n: &Node<'_>, r: &mut Report, depth: Depth) -> (When, Option<usize>) {
         (None, _) => n.get("prompt").is_none().then_some(0),
     };
     (out, groups)
+}
+
+/// Reads `tool`, `match` and `debounce`.
+fn on_tool(n: &Node<'_>, r: &mut Report) -> Option<OnTool> {
+    let debounce = n.field("debounce", r, |n, r| n.span(r, Some(MAX_DEBOUNCE)));
+    let matches = n.field("match", r, |n, r| Some(draft::input_globs(n, r))).unwrap_or_default();
+    let Some(tool) = n.get("tool") else {
+        for n in ["match", "debounce"].iter().filter_map(|k| n.get(k)) {
+            n.wrong_hint(r, "says more about a tool call, but the rule has no tool", "add \"tool\": \"Edit|Write\"");
+        }
+        return None;
+    };
+    let mut tools: Vec<String> = Vec::new();
+    let named = tool.text(r)?;
+    for name in named.split('|').map(str::trim) {
+        if !matcher::is_tool_name(name) {
+            let what = format!("\"{}\" is no tool's name", excerpt(name));
+            tool.wrong_hint(r, what, "exact names, separated by '|': \"Edit|Write\", \"mcp__db__query\"");
+        } else if !tools.iter().any(|t| t == name) {
+            tools.push(name.to_owned());
+        }
+    }
+    if tools.len() > MAX_TOOLS {
+        tool.wrong(r, format!("names {} tools, more than {MAX_TOOLS}", tools.len()));
+    }
+    Some(OnTool { tools, matches, debounce: debounce.unwrap_or(DEBOUNCE) })
 }
 
 fn files(n: &Node<'_>, r: &mut Report) -> Option<Files> {
@@ -653,6 +708,10 @@ mod tests {
         rule(|r| change(&mut r["tasks"][0]))
     }
 
+    fn after(when: Value) -> Value {
+        rule(|r| r["when"] = when)
+    }
+
     /// What is wrong, and the paths that must be named, all of them and no others.
     #[test]
     fn every_mistake_is_reported_at_its_place() {
@@ -710,7 +769,38 @@ mod tests {
             (rule(|r| r["votes"] = json!([])), at(".votes")),
             (rule(|r| r["when"] = json!({})), at(".when")),
             (rule(|r| r["when"] = json!({"glob": "*.rs"})), at(".when")),
-            (rule(|r| r["when"]["tool"] = json!("Edit")), at(".when.tool")),
+            (rule(|r| r["when"]["tool"] = json!("Edit")), {
+                [".when.prompt", ".when.files"].map(|p| format!("$.rules[0]{p}")).to_vec()
+            }),
+            (after(json!({"tool": "Edit|Write", "match": {"file_path": "*.rs"}, "debounce": "0s"})), vec![]),
+            (after(json!({"tool": " Edit | mcp__db__query|Edit", "glob": "*.rs"})), vec![]),
+            (after(json!({"tool": "Edit", "not": "a"})), at(".when.not")),
+            (after(json!({"tool": "Edit|"})), at(".when.tool")),
+            (after(json!({"tool": "*"})), at(".when.tool")),
+            (after(json!({"tool": "edit|Ba sh"})), vec!["$.rules[0].when.tool".into(); 2]),
+            (after(json!({"tool": 1})), at(".when.tool")),
+            (after(json!({"tool": ""})), at(".when.tool")),
+            (after(json!({"match": {"a": "b"}, "debounce": "1s"})), {
+                [".when.match", ".when.debounce"].map(|p| format!("$.rules[0]{p}")).to_vec()
+            }),
+            (after(json!({"tool": "Edit", "match": {"file_path": "[a", "x": 1}, "debounce": "11m"})), {
+                [".when.match.file_path", ".when.match.x", ".when.debounce"].map(|p| format!("$.rules[0]{p}")).to_vec()
+            }),
+            (after(json!({"tool": "Edit", "match": "*.rs", "debounce": 2})), {
+                [".when.match", ".when.debounce"].map(|p| format!("$.rules[0]{p}")).to_vec()
+            }),
+            (
+                rule(|r| {
+                    r["when"] = json!({"tool": "Edit"});
+                    r["for_each"] = json!({"group": 1});
+                    r["tasks"][0]["run"] = json!(["x", "{{prompt}}", "{{item}}"]);
+                    r["tasks"][0]["title"] = json!("{{prompt_file}}");
+                    r["merge"][0]["set"] = json!({"content": "{{prompt}}"});
+                }),
+                [".for_each.group", ".tasks[0].run[1]", ".tasks[0].title", ".merge[0].set.content"]
+                    .map(|p| format!("$.rules[0]{p}"))
+                    .to_vec(),
+            ),
             (rule(|r| r["when"]["prompt"] = json!("(a")), at(".when.prompt")),
             (rule(|r| r["when"]["prompt"] = json!("a(?=b)")), at(".when.prompt")),
             (rule(|r| r["when"]["prompt"] = json!("(\\w{500}){500}")), at(".when.prompt")),
@@ -858,6 +948,17 @@ mod tests {
         assert!(read.rules[0].prompt_matches("(").is_empty());
         let good = rule(|_| ()).to_string();
         assert_eq!(parse(good.as_bytes()).unwrap(), check(good.as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn a_rule_on_tool_calls_has_defaults() {
+        let read = |when: Value| check(after(when).to_string().as_bytes()).unwrap().rules.remove(0);
+        let rule = read(json!({"tool": "Edit | Write|Edit", "match": {"file_path": "*.rs"}}));
+        let on = rule.when.tool.as_ref().unwrap();
+        assert_eq!((on.tools.join(","), on.debounce), ("Edit,Write".into(), DEBOUNCE));
+        assert_eq!((on.matches["file_path"].as_str(), rule.min_files()), ("*.rs", 0));
+        let slow = read(json!({"tool": "Bash", "debounce": "10m"}));
+        assert_eq!(slow.when.tool.unwrap().debounce, MAX_DEBOUNCE);
     }
 
     #[test]

@@ -31,6 +31,12 @@ pub fn what_could_run(config: &Config) -> String {
 fn rule_text(rule: &Rule, out: &mut String) {
     out.extend(["rule ", &one_line(&rule.name, SHORT), "\n"]);
     let w = &rule.when;
+    if let Some(on) = &w.tool {
+        let fields: Vec<String> = on.matches.iter().map(|(field, glob)| format!("{field} is like {glob}")).collect();
+        let fields = if fields.is_empty() { String::new() } else { format!(" whose {}", fields.join(" and ")) };
+        line(out, "after calls of", &format!("{}{fields}", on.tools.join(", ")), ALL);
+        line(out, "once they were quiet for", &on.debounce.to_string(), ALL);
+    }
     if let Some(p) = &w.prompt {
         line(out, "when the prompt matches", p, ALL);
     }
@@ -48,6 +54,7 @@ fn rule_text(rule: &Rule, out: &mut String) {
     }
     let each = match &rule.for_each {
         None => None,
+        Some(ForEach::Files) if w.tool.is_some() => Some("file that these calls name".to_owned()),
         Some(ForEach::Files) => Some("file that the prompt names".to_owned()),
         Some(ForEach::Glob(g)) => Some(format!("file that matches {g}")),
         Some(ForEach::List(list)) => Some(format!("of: {}", list.join(", "))),

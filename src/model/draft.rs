@@ -67,6 +67,8 @@ pub enum Scope {
     Rule {
         /// Whether there are items.
         each: bool,
+        /// Whether there is a prompt: a rule on tool calls has none.
+        prompt: bool,
     },
 }
 
@@ -164,9 +166,10 @@ fn uses_item(s: &str) -> bool {
 
 /// Checks that a template uses only values that exist where it stands.
 fn template_names(n: &Node<'_>, s: &str, r: &mut Report, scope: Scope, prompt: bool, more: &dyn Fn(&str) -> bool) {
-    let Scope::Rule { each } = scope else {
+    let Scope::Rule { each, prompt: has_prompt } = scope else {
         return;
     };
+    let prompt = prompt && has_prompt;
     for name in template::names(s) {
         let item = ITEM_NAMES.contains(&name);
         if more(name) || (item && each) || (prompt && PROMPT_NAMES.contains(&name)) {
@@ -179,6 +182,9 @@ fn template_names(n: &Node<'_>, s: &str, r: &mut Report, scope: Scope, prompt: b
                 format!("uses {{{{{shown}}}}}, but the rule has no for_each"),
                 "add \"for_each\": \"files\"",
             );
+        } else if PROMPT_NAMES.contains(&name) && !has_prompt {
+            let hint = "what started it is known as {{item}}, with \"for_each\": \"files\"";
+            n.wrong_hint(r, format!("uses {{{{{shown}}}}}, but the rule starts after a tool call"), hint);
         } else if PROMPT_NAMES.contains(&name) {
             n.wrong_hint(
                 r,
@@ -639,6 +645,21 @@ fn merge(n: &Node<'_>, r: &mut Report, scope: Scope) -> MergeDraft {
                 set_names(&n, s, r, scope);
                 out.set.insert(field.to_owned(), s.to_owned());
             }
+        }
+    }
+    out
+}
+
+/// Reads globs by the input fields whose text they are about.
+pub fn input_globs(n: &Node<'_>, r: &mut Report) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    if n.object(r) {
+        for (field, n) in n.entries() {
+            let Some(s) = n.text(r) else { continue };
+            if let Err(e) = Glob::text(s) {
+                n.wrong(r, format!("\"{}\" {e}", excerpt(s)));
+            }
+            out.insert(field.to_owned(), s.to_owned());
         }
     }
     out

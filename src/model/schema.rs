@@ -44,7 +44,7 @@ pub fn config_schema() -> Value {
                 "rules",
                 list(
                     reference("rule"),
-                    "Which prompts start which tasks; every rule that matches starts a run of its own.",
+                    "Which prompts and tool calls start which tasks; every rule that matches starts a run of its own.",
                 ),
             ),
         ],
@@ -60,13 +60,13 @@ pub fn config_schema() -> Value {
                 "tasks",
                 list(
                     reference("task"),
-                    "What to run. Fields are templates: {{item}}, {{item.name}}, {{item.stem}}, {{item.dir}}, {{item.ext}}, {{index}}, {{prompt}}, {{prompt_file}}. A task that uses no item (nor $CPW_ITEM) is made once.",
+                    "What to run. Fields are templates: {{item}}, {{item.name}}, {{item.stem}}, {{item.dir}}, {{item.ext}}, {{index}}, {{prompt}}, {{prompt_file}} (these two not after tool calls). A task that uses no item (nor $CPW_ITEM) is made once.",
                 ),
             ),
             ("merge", list(reference("merge"), "Results that go into the session's tool calls.")),
         ],
         &["name", "when", "tasks"],
-        "Which prompts start which tasks.",
+        "Which prompts, or tool calls, start which tasks.",
     );
     let when = object(
         &[
@@ -84,9 +84,18 @@ pub fn config_schema() -> Value {
             ),
             ("glob", text("Some file that matches this glob exists.")),
             ("not", text("Regex that the user's own words must not match.")),
+            (
+                "tool",
+                text("Instead of prompt, files and not: after calls of these tools, by exact names, separated by |."),
+            ),
+            (
+                "match",
+                json!({"type": "object", "additionalProperties": {"type": "string"}, "description": "Per input field of such a call a glob that its text must match; * also crosses /."}),
+            ),
+            ("debounce", duration("How long such calls must have been quiet, at most 10m. Default 2s.")),
         ],
         &[],
-        "The conditions; all that are given must hold. prompt or files is needed.",
+        "The conditions; all that are given must hold. prompt, files or tool is needed.",
     );
     let mut defs = definitions(false);
     defs.insert("rule".into(), rule);
