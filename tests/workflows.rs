@@ -172,7 +172,7 @@ mod tests {
                     }
                     is_gentle(world);
                 },
-            )
+            );
         });
     }
 
@@ -229,7 +229,7 @@ mod tests {
             play(installed, "Please benchmark it", "Both are measured.", make, |world, requests| {
                 assert_eq!(requests.len(), 5);
                 is_gentle(world);
-            })
+            });
         });
     }
 
@@ -283,7 +283,7 @@ mod tests {
                 let there = |name: &str| world.project().join(name).exists();
                 assert!(!there("deployed") && !there("production-by-hand"));
                 is_gentle(world);
-            })
+            });
         });
     }
 }

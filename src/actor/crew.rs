@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use crate::actor::hung;
 use crate::base::ids::WorkerNo;
@@ -87,13 +88,18 @@ pub fn check_log(folder: &RunDir, log: &Log, view: &View) -> Result<(), LogError
     folder.check_log(log)
 }
 
+/// Starts cpw itself with `args`, detached, as nobody's session. Returns its pid.
+pub fn detach(args: &[OsString], cwd: &Path, locks: impl Into<Locks>) -> io::Result<i32> {
+    let env = EnvChange { set: Vec::new(), remove: SESSION_VARIABLES.map(OsString::from).to_vec() };
+    Ok(spawn::spawn_detached(&process::exe_path()?, args, env, cwd, locks)?)
+}
+
 /// Starts a detached worker of the run in `folder`. It is not in the log yet.
 fn start(folder: &RunDir, last: u32, seat: Option<File>) -> io::Result<(WorkerNo, Process)> {
     let (worker, live) = enlist(folder, last)?;
     let run = folder.path().file_name().map(ToOwned::to_owned).unwrap_or_default();
     let args: Vec<OsString> = vec!["worker".into(), "--run".into(), run, "--slot".into(), worker.to_string().into()];
-    let env = EnvChange { set: Vec::new(), remove: SESSION_VARIABLES.map(OsString::from).to_vec() };
-    let pid = spawn::spawn_detached(&process::exe_path()?, &args, env, &folder.project, Locks { live, seat })?;
+    let pid = detach(&args, &folder.project, Locks { live, seat })?;
     let process =
         process::identity_of(pid).unwrap_or(Process { pid, start_time: 0, boot_id: clock::boot_id().to_owned() });
     Ok((worker, process))

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use crate::actor::starter::Starter;
 use crate::actor::worker::Worker;
-use crate::actor::{crew, planner};
+use crate::actor::{crew, planner, starter};
 use crate::base::exit::{Exit, Wrong};
-use crate::base::ids::WorkerNo;
+use crate::base::ids::{SessionId, WorkerNo};
 use crate::cmd::find;
 use crate::logic::step::Duty;
 use crate::logic::view::Phase;
@@ -48,12 +49,28 @@ pub struct Args {
     /// Set by cpw for a worker that it starts itself; stdin is then the lock of its life
     #[arg(long, hide = true, requires = "run")]
     slot: Option<String>,
+    /// Set by cpw for the process that starts a rule after tool calls; stdin is then the lock of its life
+    #[arg(long, hide = true, requires = "session", conflicts_with_all = ["task", "run", "plan", "slot"])]
+    after_tool: Option<String>,
+    /// With it: the session whose calls they are
+    #[arg(long, hide = true, requires = "after_tool")]
+    session: Option<String>,
+    /// With it: the session's client, as PID:START
+    #[arg(long, hide = true, requires = "after_tool")]
+    client: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if let Some(slot) = &args.slot {
         return slot_of(args, slot);
+    }
+    if let (Some(rule), Some(session)) = (&args.after_tool, &args.session) {
+        let live = spawn::adopt_live_lock().context("cpw starts this itself")?;
+        let session = SessionId::new(session).map_err(|e| Wrong::new(format!("'{session}' {e}")))?;
+        let client = args.client.as_deref().and_then(starter::client_of);
+        Starter::new(State::open()?, session, rule, client)?.run(&live);
+        return Ok(Exit::Ok);
     }
     let project = find::project()?;
     let Some(task) = &args.task else {

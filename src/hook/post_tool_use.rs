@@ -1,22 +1,60 @@
-//! PostToolUse: compares what ran with what was rewritten, because of several hooks that rewrite, the one that finishes last
-//! wins. News comes by PostToolBatch, which the wiring says with `--batched`; without it, here.
+//! PostToolUse: notes the calls that rules start after; and compares what ran with what was rewritten, because of several
+//! hooks that rewrite, the one that finishes last wins. News comes by PostToolBatch, which the wiring says with `--batched`;
+//! without it, here.
 
 use std::ffi::OsString;
+use std::path::Path;
 
-use crate::actor::crew;
+use crate::actor::{crew, starter};
+use crate::base::env;
 use crate::hook::answer::Answer;
 use crate::hook::input::Payload;
-use crate::hook::scene::Scene;
+use crate::hook::scene::{Call, Scene};
 use crate::hook::{Held, deliver, merge, scene};
+use crate::logic::conductor;
 use crate::logic::glance::Glance;
 use crate::logic::signals::Occasion;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::store::run::RunDir;
+use crate::store::triggers::Trigger;
+use crate::sys::clock;
+use crate::sys::process;
 
 pub(super) fn run(args: &[OsString]) -> anyhow::Result<Held> {
     let batched = args.iter().any(|a| a == "--batched");
     let concerns = |_: &Payload, _: &RunDir, glance: &Glance<'_>| !batched || glance.has_rewrites();
-    scene::act(concerns, |scene| answer(scene, batched))
+    scene::act_and_note(note, concerns, |scene| answer(scene, batched))
+}
+
+/// Notes the call for the rules that start after it, and sees to it that somebody starts them.
+fn note(call: &Call<'_>) -> anyhow::Result<()> {
+    let Call { state, id, rules, payload } = call;
+    let Some(tool) = payload.tool_name.as_deref() else { return Ok(()) };
+    let met = rules.rules.iter().filter(|rule| rule.on.meets(tool, |field| payload.field(field)));
+    let mut file = None;
+    let mut failed = None;
+    for rule in met {
+        let file = file.get_or_insert_with(|| file_of(payload, tool, &rules.project));
+        let client = || std::env::var(env::CLAUDE_PID).ok()?.parse().ok().and_then(process::identity_of);
+        let noted = Trigger::of(state, id, &rule.name).and_then(|trigger| {
+            trigger.add(clock::mono_ms(), file.as_deref())?;
+            starter::ensure(&trigger, &rules.project, id, &rule.name, client)
+        });
+        if let Err(e) = noted {
+            failed.get_or_insert(e);
+        }
+    }
+    failed.map_or(Ok(()), |e| Err(e.into()))
+}
+
+/// The file that a call works on, absolute: of one with two names, through a link, the one below the project.
+fn file_of(payload: &Payload, tool: &str, project: &Path) -> Option<String> {
+    let named = payload.field(conductor::path_field(tool)?)?;
+    let whole = Path::new(payload.cwd.as_deref().unwrap_or("/")).join(named);
+    let named = conductor::normalise(&whole.to_string_lossy());
+    let real = whole.canonicalize().ok().filter(|real| real.starts_with(project));
+    let real = real.filter(|_| !Path::new(&named).starts_with(project));
+    Some(real.map_or(named, |real| real.to_string_lossy().into_owned()))
 }
 
 fn answer(scene: &mut Scene, batched: bool) -> anyhow::Result<Held> {

@@ -19,7 +19,7 @@ use crate::store::home::State;
 use crate::store::hooklog;
 use crate::store::log::LogError;
 use crate::store::run::{HOOK_LOCK, Hooked, RunDir, RunError};
-use crate::store::session::{self, Entry, Locked, OwnRun, Session};
+use crate::store::session::{self, Entry, Locked, OwnRun, Session, ToolRules};
 use crate::store::switch;
 use crate::sys::bell::Bell;
 use crate::sys::clock;
@@ -104,10 +104,31 @@ pub(super) fn act(
     concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool,
     act: impl FnOnce(&mut Scene) -> anyhow::Result<Held>,
 ) -> anyhow::Result<Held> {
-    let Some(mut scene) = look(concerns)? else { return Ok(0) };
+    act_and_note(|_| Ok(()), concerns, act)
+}
+
+/// As [`act`], for a hook that also notes calls which rules are to start after, by `note`, whatever runs are open.
+pub(super) fn act_and_note(
+    note: impl FnOnce(&Call<'_>) -> anyhow::Result<()>,
+    concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool,
+    act: impl FnOnce(&mut Scene) -> anyhow::Result<Held>,
+) -> anyhow::Result<Held> {
+    let Some(mut scene) = look(note, concerns)? else { return Ok(0) };
     let held = act(&mut scene);
     scene.runs.iter_mut().for_each(Open::save_index);
     held
+}
+
+/// A call of a session that has rules on tool calls.
+pub(super) struct Call<'a> {
+    /// The user's state directory.
+    pub state: &'a State,
+    /// The session.
+    pub id: &'a SessionId,
+    /// Its rules.
+    pub rules: &'a ToolRules,
+    /// What the client said.
+    pub payload: &'a Payload,
 }
 
 /// For hooks that have something to do in every open run.
@@ -116,7 +137,10 @@ pub(super) fn always(_: &Payload, _: &RunDir, _: &Glance<'_>) -> bool {
 }
 
 /// As [`act`], for who acts by itself.
-pub(super) fn look(concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool) -> anyhow::Result<Option<Scene>> {
+pub(super) fn look(
+    note: impl FnOnce(&Call<'_>) -> anyhow::Result<()>,
+    concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool,
+) -> anyhow::Result<Option<Scene>> {
     let Some(state) = State::existing()? else { return Ok(None) };
     let mut known = None;
     if let Some(id) = session_from_env() {
@@ -138,6 +162,13 @@ pub(super) fn look(concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool) ->
         return Ok(None);
     }
     let event = payload.hook_event_name.clone().context("the client did not name the event")?;
+    let rules = &session.tool_rules;
+    if !rules.rules.is_empty()
+        && let Err(e) = note(&Call { state: &state, id: &id, rules, payload: &payload })
+    {
+        // What runs have to say is said all the same.
+        hooklog::note(state.path(), "after-tool", 0, Some(&format!("{e:#}")), Some(id.as_str()));
+    }
     let runs = open_runs(&state, &id, &session, |folder, glance| concerns(&payload, folder, glance))?;
     if runs.is_empty() {
         return Ok(None);
@@ -145,10 +176,10 @@ pub(super) fn look(concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool) ->
     Ok(Some(Scene { state, id, payload, event, runs, goes_on: false }))
 }
 
-/// The session's record, if it has open runs.
+/// The session's record, if it has open runs, or rules on tool calls.
 fn load(state: &State, id: &SessionId) -> anyhow::Result<Option<Session>> {
     let session = session::load_open(state.path(), id)?;
-    Ok(session.filter(|s| s.open_runs().next().is_some()))
+    Ok(session.filter(|s| s.open_runs().next().is_some() || !s.tool_rules.rules.is_empty()))
 }
 
 /// Remembers in which client a session with open runs is: whether anybody will hear of them follows from that.

@@ -2,11 +2,12 @@
 //! per prompt, however often the hook is called; never for a prompt that nobody typed; never below a worker. It starts one
 //! worker, which starts the others, and returns at once.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 
 use crate::actor::crew;
+use crate::actor::launch::{self, Launched, Place};
 use crate::actor::planner::{self, Asked, Considered, Rules};
 use crate::base::env;
 use crate::base::ids::SessionId;
@@ -18,14 +19,15 @@ use crate::hook::{Held, deliver};
 use crate::logic::conductor;
 use crate::logic::signals::Occasion;
 use crate::logic::wake::Wake;
+use crate::model::config::Rule;
 use crate::model::event::{Adopted, Body, Draft};
 use crate::model::plan::Plan;
 use crate::model::words::{self, Origin};
 use crate::store::bells;
 use crate::store::client;
 use crate::store::home::State;
-use crate::store::run::{self, HOOK_LOCK, Origin as Started, RunDir, RunError};
-use crate::store::session::{self, Entry, Locked};
+use crate::store::run::{self, HOOK_LOCK, Origin as Started, RunDir};
+use crate::store::session::{self, Entry, Locked, ToolRule, ToolRules};
 use crate::store::switch;
 use crate::store::trust::Trust;
 use crate::store::turn;
@@ -52,7 +54,11 @@ pub(super) fn run() -> anyhow::Result<Held> {
     let mut answer = Answer::default();
     let mut started = Vec::new();
     let mut lines = Vec::new();
-    match planner::rules(&project, existing.as_ref())? {
+    let rules = planner::rules(&project, existing.as_ref())?;
+    if let Some(state) = &existing {
+        note_tool_rules(state, &id, &project, &rules)?;
+    }
+    match rules {
         Rules::None => {}
         Rules::Unapproved { sha256, trust } => {
             if trust != Trust::Denied
@@ -170,6 +176,24 @@ fn let_go(state: &State, id: &SessionId) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes down which rules the session's tool calls may start from here on, where that has changed: hooks of tool calls
+/// look at nothing else.
+fn note_tool_rules(state: &State, id: &SessionId, project: &Path, rules: &Rules) -> anyhow::Result<()> {
+    let mut now = ToolRules::default();
+    if let Rules::Ready(config) = rules {
+        let on_tool = |rule: &Rule| Some(ToolRule { name: rule.name.clone(), on: rule.when.tool.clone()? });
+        now.rules = config.rules.iter().filter_map(on_tool).collect();
+        if !now.rules.is_empty() {
+            project.clone_into(&mut now.project);
+        }
+    }
+    if session::load_open(state.path(), id)?.unwrap_or_default().tool_rules == now {
+        return Ok(());
+    }
+    let mut locked = Locked::open(state.path(), id, HOOK_LOCK)?.context("the session's record is locked")?;
+    Ok(locked.add(Entry::ToolRules(now))?)
+}
+
 /// Whether the user is to be told something that is told once a session.
 fn first_time(state: &State, id: &SessionId, what: &str) -> anyhow::Result<bool> {
     let Some(mut locked) = Locked::open(state.path(), id, HOOK_LOCK)? else { return Ok(false) };
@@ -178,13 +202,6 @@ fn first_time(state: &State, id: &SessionId, what: &str) -> anyhow::Result<bool>
     }
     locked.add(Entry::Told { what: what.to_owned() })?;
     Ok(true)
-}
-
-/// Where runs are made, and how many.
-struct Place<'a> {
-    project: &'a Path,
-    runs: PathBuf,
-    max_runs: u32,
 }
 
 /// Starts the plans, each at most once per prompt. Returns what the model and what the user is told.
@@ -204,79 +221,32 @@ fn start(
         }
         locked.add(Entry::Prompt { id: prompt_id.clone() })?;
     }
-    let mut active = active_runs(place.project);
+    let mut active = launch::active_runs(place.project);
     for plan in plans {
-        let rule = plan.rule.clone().unwrap_or_default();
-        let shown_rule = text::one_line(&rule, 64);
-        if let Some(same) = earlier(&mut locked, &rule)? {
-            lines.push(format!("cpw: rule {shown_rule} is still running (run {same}); nothing new was started"));
-            continue;
-        }
-        if active >= place.max_runs {
-            lines.push(format!(
-                "cpw: {active} runs are active here, the limit of max_runs; {shown_rule} was not started"
-            ));
-            continue;
-        }
+        let shown_rule = text::one_line(plan.rule.as_deref().unwrap_or_default(), 64);
         let client = plan.orphan_grace.and_then(|_| client::current());
         let origin = Started { prompt_id: payload.prompt_id.as_deref(), prompt: Some(prompt), client };
-        let made = RunDir::create_in(place.project, &place.runs, &plan, &origin).and_then(|folder| {
-            // Named in the session's record before it is a run: a hook that dies in between leaves a folder that is not one.
-            let named = locked.add_run(&folder.dir, &rule);
-            named.map_err(|source| RunError::Io { path: folder.path().to_owned(), source })?;
-            let run = folder.start(state, &plan, &origin)?;
-            Ok((folder, run))
-        });
-        let (folder, mut run) = match made {
-            Ok(made) => made,
-            Err(e @ RunError::FileSystem { .. }) => {
-                lines.push(format!("cpw: {shown_rule} was not started: {}", text::one_line(&e.to_string(), 600)));
-                continue;
+        match launch::launch(state, &mut locked, place, &plan, &origin, &mut active)? {
+            Launched::Running(same) => {
+                let same = same.id().map(|id| id.to_string()).unwrap_or_default();
+                lines.push(format!("cpw: rule {shown_rule} is still running (run {same}); nothing new was started"));
             }
-            Err(e) => return Err(e.into()),
-        };
-        active += 1;
-        if let Err(e) = crew::hire(&mut run, None) {
-            // It is a run now, and the next hook or command starts its workers.
-            return Err(anyhow::Error::from(e).context(format!("run {} has no worker yet", plan.run)));
+            Launched::Full => lines.push(format!(
+                "cpw: {active} runs are active here, the limit of max_runs; {shown_rule} was not started"
+            )),
+            Launched::Refused(e) => {
+                lines.push(format!("cpw: {shown_rule} was not started: {}", text::one_line(&e.to_string(), 600)));
+            }
+            Launched::Started(folder) => {
+                told.push(conductor::started(&plan, &folder.shown()));
+                let n = plan.tasks.len();
+                let tasks = if n == 1 { "1 task".into() } else { format!("{n} tasks") };
+                lines.push(format!(
+                    "cpw: rule {shown_rule} started {tasks} (run {}); `cpw status` shows them",
+                    plan.run
+                ));
+            }
         }
-        told.push(conductor::started(&plan, &folder.shown()));
-        let n = plan.tasks.len();
-        let tasks = if n == 1 { "1 task".into() } else { format!("{n} tasks") };
-        lines.push(format!("cpw: rule {shown_rule} started {tasks} (run {}); `cpw status` shows them", plan.run));
     }
     Ok((told, lines))
-}
-
-/// The session's active run of the same rule, if there is one. An earlier one that is over is closed: the new one replaces
-/// what it still owed.
-fn earlier(locked: &mut Locked, rule: &str) -> anyhow::Result<Option<String>> {
-    let same: Vec<_> = locked.session.open_runs().filter(|r| r.rule == rule).cloned().collect();
-    for own in same {
-        let Some(run) = own.id() else { continue };
-        let view = RunDir::open_own(&own).and_then(|found| found.map(|folder| folder.open_view()).transpose());
-        let over = match view {
-            Ok(hooked) => hooked.is_none_or(|h| h.view.ended.is_some()),
-            Err(RunError::NoRun(_) | RunError::Damaged { .. } | RunError::Plan(_)) => true,
-            // Whether it is over cannot be told now; two at once would be worse than none.
-            Err(RunError::Io { .. } | RunError::Log(_) | RunError::FileSystem { .. }) => false,
-        };
-        if !over {
-            return Ok(Some(run.to_string()));
-        }
-        locked.add(Entry::Closed { run })?;
-    }
-    Ok(None)
-}
-
-/// How many runs of the project are active. Only the newest are looked at: older ones ended long ago.
-fn active_runs(project: &Path) -> u32 {
-    const NEWEST: usize = 32;
-    let ids = run::list(project).unwrap_or_default();
-    let is_active = |id| {
-        RunDir::open(project, id)
-            .and_then(|f| f.open_view().map(|h| h.view.ended.is_none() && crew::anybody(&f, &h.view)))
-            .unwrap_or(false)
-    };
-    u32::try_from(ids.iter().take(NEWEST).filter(|id| is_active(id)).count()).unwrap_or(u32::MAX)
 }

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::ids::check_id;
 use crate::base::span::{Limit, Span};
 use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft};
@@ -278,14 +280,25 @@ pub struct When {
 }
 
 /// Which tool calls start a rule, and when.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnTool {
     /// The tools, by their exact names.
     pub tools: Vec<String>,
     /// Per input field a glob that its text must match.
+    #[serde(default, rename = "match", skip_serializing_if = "BTreeMap::is_empty")]
     pub matches: BTreeMap<String, String>,
     /// How long calls must have been quiet before it starts.
     pub debounce: Span,
+}
+
+impl OnTool {
+    /// Whether a call of `tool` is meant. `field` gives an input field as text.
+    pub fn meets(&self, tool: &str, field: impl Fn(&str) -> Option<String>) -> bool {
+        self.tools.iter().any(|t| t == tool)
+            && self.matches.iter().all(|(name, pattern)| {
+                field(name).is_some_and(|value| Glob::text(pattern).is_ok_and(|g| g.matches(&value)))
+            })
+    }
 }
 
 /// How many files, and which, a prompt must name.
@@ -957,6 +970,9 @@ mod tests {
         let on = rule.when.tool.as_ref().unwrap();
         assert_eq!((on.tools.join(","), on.debounce), ("Edit,Write".into(), DEBOUNCE));
         assert_eq!((on.matches["file_path"].as_str(), rule.min_files()), ("*.rs", 0));
+        let field = |path: &'static str| move |name: &str| (name == "file_path").then(|| path.to_owned());
+        assert!(on.meets("Write", field("/p/a.rs")) && !on.meets("Write", field("/p/a.rst")));
+        assert!(!on.meets("Read", field("/p/a.rs")) && !on.meets("Edit", |_| None));
         let slow = read(json!({"tool": "Bash", "debounce": "10m"}));
         assert_eq!(slow.when.tool.unwrap().debounce, MAX_DEBOUNCE);
     }

@@ -15,5 +15,6 @@ pub mod run;
 pub mod scan;
 pub mod session;
 pub mod switch;
+pub mod triggers;
 pub mod trust;
 pub mod turn;

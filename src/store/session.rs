@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, SessionId};
 use crate::logic::session::MAX_WAKES;
+use crate::model::config::OnTool;
 use crate::model::event::Process;
 use crate::model::scan;
 use crate::store::log;
@@ -78,6 +79,8 @@ pub enum Entry {
         /// `CLOCK_MONOTONIC` in milliseconds.
         mono_ms: u64,
     },
+    /// What the session's tool calls may start from here on; nothing where there are no rules.
+    ToolRules(ToolRules),
     /// cpw was switched off for this session.
     Off,
     /// And on again.
@@ -85,6 +88,25 @@ pub enum Entry {
     /// A kind that this version does not know.
     #[serde(other)]
     Unknown,
+}
+
+/// The approved rules on tool calls, as they were when a prompt was submitted last.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolRules {
+    /// The project whose config has them.
+    pub project: PathBuf,
+    /// In the order of the config.
+    pub rules: Vec<ToolRule>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolRule {
+    /// Its name.
+    pub name: String,
+    /// The calls that it means.
+    #[serde(flatten)]
+    pub on: OnTool,
 }
 
 /// A run of a session.
@@ -128,6 +150,8 @@ pub struct Session {
     pub over: Option<String>,
     /// When it was woken last, `CLOCK_MONOTONIC` in milliseconds: as often as matters.
     pub woken: Vec<u64>,
+    /// What its tool calls may start.
+    pub tool_rules: ToolRules,
     /// Whether cpw is switched off for it.
     pub off: bool,
 }
@@ -159,6 +183,7 @@ impl Session {
                 self.woken.drain(..spare);
                 self.woken.push(mono_ms);
             }
+            Entry::ToolRules(rules) => self.tool_rules = rules,
             Entry::Off => self.off = true,
             Entry::On => self.off = false,
             Entry::Unknown => {}
@@ -306,6 +331,7 @@ pub fn is_same(own: &OwnRun, folder: &Dir) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::span::Span;
 
     const LONG: Duration = Duration::from_secs(30);
 
@@ -382,6 +408,12 @@ mod tests {
         let closed = |name: &str| Entry::Closed { run: RunId::new(name).unwrap() };
         let (prompt, told) = (Entry::Prompt { id: "p".into() }, Entry::Told { what: "x".into() });
         let let_go = Entry::LetGo { mono_ms: 3 };
+        let on = OnTool {
+            tools: vec!["Edit".into()],
+            matches: [("a".into(), "*".into())].into(),
+            debounce: Span::from_secs(2),
+        };
+        let rules = ToolRules { project: "/p".into(), rules: vec![ToolRule { name: "r".into(), on }] };
         let odd = Entry::Run { path: "/p/\"\\/r4".into(), dev: 1, ino: 2, log: None, rule: "r".into() };
         // Every record of up to three of these lines.
         let all = [
@@ -400,6 +432,8 @@ mod tests {
             Entry::Woken { mono_ms: 9 },
             odd,
             closed("r4"),
+            Entry::ToolRules(rules),
+            Entry::ToolRules(ToolRules::default()),
         ];
         let lines: Vec<String> = all.iter().map(|e| serde_json::to_string(e).unwrap() + "\n").collect();
         let mut lines: Vec<&str> = lines.iter().map(String::as_str).collect();
