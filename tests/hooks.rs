@@ -17,6 +17,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
     use serde_json::{Map, Value, json};
@@ -222,13 +223,23 @@ mod tests {
         call(world, hook, &json!({"tool_name": name, "tool_input": input, "tool_use_id": "toolu_1"}))
     }
 
+    /// A call of its own, as the client's id says.
+    fn new_call(world: &World, name: &str, input: &Value) -> Answer {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        let id = format!("toolu_new_{}", CALLS.fetch_add(1, Ordering::Relaxed));
+        call(world, "pre-tool-use", &json!({"tool_name": name, "tool_input": input, "tool_use_id": id}))
+    }
+
     fn read_api(world: &World) -> Answer {
-        tool(world, "pre-tool-use", "Read", &json!({"file_path": world.project().join("api.py"), "offset": 3}))
+        new_call(world, "Read", &json!({"file_path": world.project().join("api.py"), "offset": 3}))
+    }
+
+    fn report(world: &World) -> Value {
+        json!({"file_path": world.project().join("report.md"), "content": "# Report"})
     }
 
     fn write_report(world: &World) -> Answer {
-        let input = json!({"file_path": world.project().join("report.md"), "content": "# Report"});
-        tool(world, "pre-tool-use", "Write", &input)
+        new_call(world, "Write", &report(world))
     }
 
     fn runs(world: &World) -> Vec<PathBuf> {
@@ -641,7 +652,9 @@ mod tests {
         }
         // By other names, and in a subagent as well; other files and tools are free.
         let by = |tool_name: &str, path: &str, more: &Value| {
-            let mut all = json!({"tool_name": tool_name, "tool_input": {"file_path": path}, "tool_use_id": "t"});
+            let input = json!({"file_path": path, "command": format!("cat {path}")});
+            let mut all =
+                json!({"tool_name": tool_name, "tool_input": input, "tool_use_id": format!("{tool_name}-{path}")});
             all.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
             call(&world, "pre-tool-use", &all)
         };
@@ -649,7 +662,8 @@ mod tests {
         assert!(!by("Write", "api.py", &json!({"agent_id": "a1", "agent_type": "Explore"})).refusal().is_empty());
         assert!(by("Read", "other.py", &json!({})).is_silent());
         assert!(by("Read", "api.py.bak", &json!({})).is_silent());
-        assert!(by("Bash", "api.py", &json!({})).is_silent());
+        assert!(by("Bash", "other.py", &json!({})).is_silent());
+        assert!(by("Glob", "api.py", &json!({})).is_silent());
         finish(&world, "api");
         assert!(read_api(&world).is_silent(), "its task is over");
         finish_all(&world);
@@ -713,7 +727,7 @@ mod tests {
         let inner = json!({"tool_name": "Write", "tool_input": input, "tool_use_id": "t", "agent_id": "a1"});
         assert!(call(&world, "pre-tool-use", &inner).is_silent());
         finish(&world, "db");
-        let said = write_report(&world);
+        let said = tool(&world, "pre-tool-use", "Write", &report(&world));
         let content =
             said.specific("updatedInput").expect("another input")["content"].as_str().expect("text").to_owned();
         assert!(content.starts_with("# Report\n## api.py"), "{content}");

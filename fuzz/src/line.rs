@@ -125,8 +125,8 @@ fn fold(events: &[Event]) {
     conductor::still_processing(&view);
     for merge in &view.merges {
         conductor::needs_of(&view, merge);
-        conductor::merge_refusal(&view, merge);
-        conductor::merge_failed(&view, merge, "r");
+        conductor::merge_refusal(&view, merge, "r");
+        conductor::merge_failed(&view, merge, "r", &conductor::Unmerged::Lost);
     }
     for (task, brief) in &view.tasks {
         conductor::claim_refusal(task, brief, "a", 5);

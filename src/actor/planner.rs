@@ -24,6 +24,7 @@ use crate::store::home::{self, State};
 use crate::store::project::{CONFIG, MAX_CONFIG};
 use crate::store::run;
 use crate::store::trust::{self, Trust};
+use crate::sys::fsinfo;
 use crate::sys::host;
 
 /// How many files a glob of a rule may look at.
@@ -265,7 +266,8 @@ fn make(rule: &Rule, config: &Config, asked: Asked<'_>, files: Vec<String>, grou
     let prompt_file = folder.join(run::PROMPT).to_string_lossy().into_owned();
     let found = Match { rule, prompt: asked.prompt, prompt_file: &prompt_file, files, globbed, groups };
     let defaults = Defaults { settings: &config.settings, machine: machine() };
-    let plan = expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)?;
+    let mut plan = expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)?;
+    settle_claims(asked.project, &mut plan);
     Ok(Plan { orphan_grace: config.orphan_grace.filter(|_| asked.session.is_some()), ..plan })
 }
 
@@ -279,6 +281,24 @@ pub fn after_calls(
 ) -> Result<Plan, Why> {
     let asked = Asked { project, cwd: project, prompt: "", session: Some(session) };
     make(rule, config, asked, existing(asked, files), Vec::new())
+}
+
+/// Adds, beside each claim as it is written, the other paths by which calls may name the same files: those that its links
+/// lead to, and what is below a folder. Now, so that a tool call need not look at the disk for every claim.
+pub fn settle_claims(project: &Path, plan: &mut Plan) {
+    let root = project.to_string_lossy();
+    let real = |path: &str| fsinfo::real_path(Path::new(path)).map(|real| real.to_string_lossy().into_owned());
+    for task in &mut plan.tasks {
+        let mut claims = Vec::with_capacity(task.claims.len());
+        for claim in &task.claims {
+            for form in conductor::forms_of_claim(claim, &root, real, |path| Path::new(path).is_dir()) {
+                if !claims.contains(&form) {
+                    claims.push(form);
+                }
+            }
+        }
+        task.claims = claims;
+    }
 }
 
 /// Which of the names in a prompt are files: below the project as relative paths, others as absolute ones.

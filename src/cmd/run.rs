@@ -59,6 +59,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         return Err(Wrong::with_hint("no rule of this project makes a plan of this prompt", hint).into());
     }
     for plan in &mut plans {
+        planner::settle_claims(&project, plan);
         if let Some(n) = args.jobs {
             plan.limits.max_workers = n;
         }

@@ -1,16 +1,18 @@
 //! A call on a file that a task answers for: wait for the task and name its result, hand over the result instead of the file,
 //! refuse with who has it and how far it is, or let it pass with a note. After three refusals in a row it passes: a model
-//! must not be locked in a loop.
+//! must not be locked in a loop. A call that two installations ask about is one call and gets one answer.
 
 use std::time::Duration;
+
+use serde_json::{Map, Value};
 
 use crate::actor::crew;
 use crate::base::ids::TaskId;
 use crate::hook::answer::Answer;
-use crate::hook::scene::{Open, Scene};
-use crate::hook::{Held, extend};
-use crate::logic::conductor::{self, MAX_REFUSALS};
-use crate::logic::view::{Brief, claim_key};
+use crate::hook::scene::{File, Open, Scene, is_same_file};
+use crate::hook::{Held, extend, result};
+use crate::logic::conductor;
+use crate::logic::view::{Brief, View, claim_key};
 use crate::logic::wake::Concern;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::model::plan::OnClaimed;
@@ -49,76 +51,142 @@ pub(super) fn hold(
     }
 }
 
-/// Answers a call on one of `paths`, the forms of the file that its input names in `field`. `None`: it meets no claim.
+/// A task that answers for a file of the call, and which of the files that is.
+type Claimant = (TaskId, usize);
+
+/// Who answers for `files` in the first run in which somebody does.
+fn claimants(scene: &Scene, tool: &str, files: &[File]) -> Option<(usize, Vec<Claimant>)> {
+    scene.runs.iter().enumerate().find_map(|(i, run)| {
+        let found = claimants_in(run, tool, files);
+        (!found.is_empty()).then_some((i, found))
+    })
+}
+
+fn claimants_in(run: &Open, tool: &str, files: &[File]) -> Vec<Claimant> {
+    let (view, project) = (&run.hooked.view, run.project());
+    let on_claimed = view.conductor.on_claimed;
+    if on_claimed == OnClaimed::Off {
+        return Vec::new();
+    }
+    let claims = |brief: &Brief, file: &File| conductor::is_claimed_by(brief, &project, file, &is_same_file);
+    let open = view.tasks.iter().filter(|(_, brief)| !brief.phase.is_final());
+    let mut found: Vec<Claimant> = open
+        .filter_map(|(task, brief)| Some((task.clone(), files.iter().position(|file| claims(brief, file))?)))
+        .collect();
+    if found.is_empty() && on_claimed == OnClaimed::Redirect && tool == "Read" {
+        let kept = files.first().and_then(|file| conductor::finished_claim(view, &project, file, &is_same_file));
+        found.extend(kept.map(|(task, _)| (task.clone(), 0)));
+    }
+    found
+}
+
+/// Answers a call of `tool` that names `files`. `None`: it meets no claim.
 pub(super) fn answer(
     scene: &mut Scene,
     deadline: &Deadline,
     tool: &str,
-    field: &str,
-    paths: &[String],
+    files: &[File],
 ) -> anyhow::Result<Option<Held>> {
-    let found = scene.runs.iter().enumerate().find_map(|(i, run)| {
-        let (view, project) = (&run.hooked.view, run.project());
-        let on_claimed = view.conductor.on_claimed;
-        let open = conductor::claimed(view, &project, paths).filter(|_| on_claimed != OnClaimed::Off);
-        let kept = || {
-            let redirects = on_claimed == OnClaimed::Redirect && tool == "Read";
-            conductor::finished_claim(view, &project, paths).filter(|_| redirects)
-        };
-        open.or_else(kept).map(|(task, _)| (i, task.clone()))
-    });
-    let Some((i, task)) = found else { return Ok(None) };
-    let on_claimed = scene.runs[i].hooked.view.conductor.on_claimed;
+    let Some((i, claimants)) = claimants(scene, tool, files) else { return Ok(None) };
+    let prompt = scene.payload.prompt_id.clone().unwrap_or_default();
+    let view = &scene.runs[i].hooked.view;
+    let on_claimed = view.conductor.on_claimed;
     let wait = match on_claimed {
-        OnClaimed::Wait | OnClaimed::Redirect => scene.runs[i].hooked.view.conductor.wait.to_std(),
+        OnClaimed::Wait | OnClaimed::Redirect => {
+            conductor::patience(view, &claim_key(&claimants[0].0), &prompt, view.conductor.wait.to_std())
+        }
         OnClaimed::Block | OnClaimed::Note | OnClaimed::Off => Duration::ZERO,
     };
     // A task that is over leaves the view unless something keeps it; what was last seen of it says how it ended.
-    let mut last = scene.runs[i].hooked.view.tasks.get(&task).cloned();
-    let held = hold(&mut scene.runs[i], deadline, wait, &Concern::Task(task.clone()), |run| is_over(run, &task))?;
-    let run = &mut scene.runs[i];
-    if let Some(brief) = run.hooked.view.tasks.get(&task) {
-        last = Some(brief.clone());
-    }
-    let Some(mut brief) = last else { return Ok(Some(held)) };
-    let over = is_over(run, &task);
-    if over {
-        complete(&mut brief, run, &task);
-    }
-    let mut decision = Decision {
+    let before: Vec<Option<Brief>> = claimants.iter().map(|(task, _)| view.tasks.get(task).cloned()).collect();
+    let concern = match claimants.as_slice() {
+        [(only, _)] => Concern::Task(only.clone()),
+        _ => Concern::Outcomes,
+    };
+    let all_over = |run: &Open| claimants.iter().all(|(task, _)| is_over(run, task));
+    let held = hold(&mut scene.runs[i], deadline, wait, &concern, all_over)?;
+    let found: Vec<Found<'_>> = claimants
+        .iter()
+        .zip(before)
+        .filter_map(|((task, at), before)| Found::now(&scene.runs[i], task, files.get(*at)?, before))
+        .collect();
+    let Some(first) = found.iter().find(|f| !f.over).or(found.first()) else { return Ok(Some(held)) };
+    let (key, task) = (claim_key(first.task), first.task);
+    let may_redirect = first.over && tool == "Read" && on_claimed == OnClaimed::Redirect;
+    let redirected = if may_redirect { redirect(scene, &scene.runs[i], &first.brief)? } else { None };
+    let wanted = |view: &View| {
+        if first.over {
+            let answer = if redirected.is_some() { event::Answer::Rewrite } else { event::Answer::Held };
+            (answer, format!("{task} is over"))
+        } else if on_claimed == OnClaimed::Note {
+            (event::Answer::Inject, "noted".into())
+        } else if conductor::may_refuse_claim(view, &key, &prompt) {
+            (event::Answer::Block, format!("claimed by {task}"))
+        } else {
+            (event::Answer::Inject, "refused often enough".into())
+        }
+    };
+    let decision = Decision {
         hook: scene.event.clone(),
         tool: Some(tool.to_owned()),
         tool_use_id: scene.payload.tool_use_id.clone(),
-        answer: event::Answer::Held,
         held_ms: held,
         prompt_id: scene.payload.prompt_id.clone(),
         ..Decision::default()
     };
-    let shown = run.shown();
-    let refused = run.hooked.view.refusals.get(&claim_key(&task)).copied().unwrap_or(0);
-    let path = paths.first().map_or("", String::as_str);
-    let answer = if over {
-        decision.reason = format!("{task} is over");
-        match brief.result.as_ref().filter(|_| on_claimed == OnClaimed::Redirect && tool == "Read") {
-            Some(result) => {
-                decision.answer = event::Answer::Rewrite;
-                redirect(scene, i, field, result, &task)?
-            }
-            None => Answer::default().context(&conductor::claim_note(&task, &brief, &shown)),
-        }
-    } else if on_claimed == OnClaimed::Note || refused >= MAX_REFUSALS {
-        decision.answer = event::Answer::Inject;
-        decision.reason = if on_claimed == OnClaimed::Note { "noted".into() } else { "refused often enough".into() };
-        Answer::default().context(&conductor::claim_passed(&task, &brief))
-    } else {
-        decision.answer = event::Answer::Block;
-        decision.reason = format!("claimed by {task}");
-        Answer::default().deny(&conductor::claim_refusal(&task, &brief, path, clock::mono_ms()))
-    };
     let run = &mut scene.runs[i];
-    run.hooked.transact(&run.folder, |tx| tx.emit(Draft::task(&task, Body::Decision(decision))))?;
+    // Who asks about the same call once more hears the same, but for notes: the model has them by the first.
+    let given = run.hooked.transact(&run.folder, |tx| {
+        if let Some(before) = tx.fold.answer_to(decision.tool_use_id.as_deref(), &key) {
+            return Ok(Some(before).filter(|b| matches!(b, event::Answer::Block | event::Answer::Rewrite)));
+        }
+        let (answer, reason) = wanted(tx.fold);
+        tx.emit(Draft::task(task, Body::Decision(Decision { answer, reason, ..decision })))?;
+        Ok(Some(answer))
+    })?;
+    let Some(given) = given else { return Ok(Some(held)) };
+    // Several files of one command are told apart.
+    let told_apart = |f: &Found<'_>| (tool == "Bash").then(|| f.path.to_owned());
+    let answer = match (given, redirected) {
+        (event::Answer::Block, _) => {
+            Answer::default().deny(&conductor::claim_refusal(task, &first.brief, first.path, clock::mono_ms()))
+        }
+        (event::Answer::Inject, _) => {
+            let path = told_apart(first);
+            Answer::default().context(&conductor::claim_passed(task, &first.brief, path.as_deref()))
+        }
+        (event::Answer::Rewrite, Some(input)) => {
+            Answer::default().rewrite(input).context(&conductor::redirect_note(task))
+        }
+        (event::Answer::Rewrite | event::Answer::Held | event::Answer::Wake, _) => {
+            let (shown, reads) = (run.shown(), tool == "Read");
+            let note = |f: &Found<'_>| conductor::claim_note(f.task, &f.brief, &shown, told_apart(f).as_deref(), reads);
+            let notes: Vec<String> = found.iter().map(note).collect();
+            Answer::default().context(&notes.join("\n"))
+        }
+    };
     answer.send(&scene.event);
     Ok(Some(held))
+}
+
+/// A task that answers for a file of the call, as it stands when the call is answered.
+struct Found<'a> {
+    task: &'a TaskId,
+    /// The file, as the call names it.
+    path: &'a str,
+    brief: Brief,
+    over: bool,
+}
+
+impl<'a> Found<'a> {
+    fn now(run: &Open, task: &'a TaskId, file: &'a File, before: Option<Brief>) -> Option<Found<'a>> {
+        let mut brief = run.hooked.view.tasks.get(task).cloned().or(before)?;
+        let over = is_over(run, task);
+        if over {
+            complete(&mut brief, run, task);
+        }
+        Some(Found { task, path: file.first()?, brief, over })
+    }
 }
 
 fn is_over(run: &Open, task: &TaskId) -> bool {
@@ -140,16 +208,18 @@ fn complete(brief: &mut Brief, run: &Open, task: &TaskId) {
     };
 }
 
-/// A Read of the finished result instead of the file: all of it, since `offset` and `limit` were meant for the file.
-fn redirect(scene: &Scene, i: usize, field: &str, result: &str, task: &TaskId) -> anyhow::Result<Answer> {
-    let run = &scene.runs[i];
-    let mut input = scene.payload.tool_input.fields()?;
+/// A Read of the finished result instead of the file: all of it, since what else was asked for was meant for the file.
+/// `None` where the client could not show it: there is none, it is no text or too long, or it is not in the project.
+fn redirect(scene: &Scene, run: &Open, brief: &Brief) -> anyhow::Result<Option<Map<String, Value>>> {
+    let Some(result) = &brief.result else { return Ok(None) };
     let path = run.folder.path().join(result);
-    input.insert(field.to_owned(), path.to_string_lossy().into_owned().into());
-    input.shift_remove("offset");
-    input.shift_remove("limit");
-    let note = format!(
-        "This is the result of task {task}, which worked on the file; the whole of it, without offset and limit."
-    );
-    Ok(Answer::default().rewrite(input).context(&note))
+    if !path.starts_with(&run.folder.project) || !result::can_be_shown(&run.folder, result) {
+        return Ok(None);
+    }
+    let mut input = scene.payload.tool_input.fields()?;
+    input.insert("file_path".to_owned(), path.to_string_lossy().into_owned().into());
+    for of_the_file in ["offset", "limit", "pages"] {
+        input.shift_remove(of_the_file);
+    }
+    Ok(Some(input))
 }

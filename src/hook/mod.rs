@@ -14,6 +14,7 @@ mod merge;
 mod post_tool_batch;
 mod post_tool_use;
 mod pre_tool_use;
+mod result;
 mod scene;
 mod session_end;
 mod session_start;

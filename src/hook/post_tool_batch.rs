@@ -3,7 +3,7 @@
 use crate::actor::crew;
 use crate::hook::answer::Answer;
 use crate::hook::scene::Scene;
-use crate::hook::{Held, deliver, scene};
+use crate::hook::{Held, deliver, merge, scene};
 use crate::logic::signals::Occasion;
 
 pub(super) fn run() -> anyhow::Result<Held> {
@@ -17,6 +17,7 @@ fn answer(scene: &mut Scene) -> anyhow::Result<Held> {
     for run in &mut scene.runs {
         crew::tend(&run.folder, &mut run.hooked)?;
     }
+    merge::settle(scene)?;
     let parcel = deliver::collect(scene, Occasion::Step)?;
     if parcel.text.is_empty() {
         scene.close_finished()?;

@@ -14,6 +14,7 @@ use crate::hook::{Held, deliver, merge, scene};
 use crate::logic::conductor;
 use crate::logic::glance::Glance;
 use crate::logic::signals::Occasion;
+use crate::logic::view::{RAN_AS_REWRITTEN, REWRITE_LOST};
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::store::run::RunDir;
 use crate::store::triggers::Trigger;
@@ -83,7 +84,7 @@ fn compare(scene: &mut Scene) -> anyhow::Result<String> {
         let Some(rule) = run.hooked.view.merges.get(rewrite.merge).map(|m| m.rule.clone()) else { continue };
         let ran = merge::fields_sha256(&rule, &scene.payload.tool_input.fields()?);
         let same = ran == rewrite.input_sha256;
-        let reason = if same { "it ran as rewritten" } else { "another hook's rewrite won" };
+        let reason = if same { RAN_AS_REWRITTEN } else { REWRITE_LOST };
         if !same {
             lost = format!(
                 "The workers' results are not in this call: another hook changed its input afterwards. They are under {}.",
@@ -97,6 +98,7 @@ fn compare(scene: &mut Scene) -> anyhow::Result<String> {
             input_sha256: Some(ran),
             answer: event::Answer::Inject,
             reason: reason.into(),
+            merge: Some(rewrite.merge),
             ..Decision::default()
         };
         run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Decision(decision))))?;

@@ -1,6 +1,6 @@
 //! PreToolUse: a call that a task holds back is refused; a call that meets a merge gets the results put into it; a call on a
-//! claimed file is answered by the plan's `on_claimed`; what tasks have to say about a call goes with it. Everything else
-//! passes in silence.
+//! claimed file, or a command that plainly names one, is answered by the plan's `on_claimed`; what tasks have to say about a
+//! call goes with it. Everything else passes in silence.
 
 use std::cell::OnceCell;
 
@@ -14,23 +14,20 @@ use crate::store::run::RunDir;
 use crate::sys::signals::Deadline;
 
 pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
-    let paths = OnceCell::new();
+    let files = OnceCell::new();
     let concerns = |payload: &Payload, folder: &RunDir, glance: &Glance<'_>| {
         let Some(tool) = payload.tool_name.as_deref() else { return false };
         let merged = payload.is_main() && glance.may_merge(tool);
-        let claimed = |field| {
-            let paths = || paths.get_or_init(|| scene::paths(payload, field)).as_slice();
-            glance.may_be_claimed(&folder.project.to_string_lossy(), paths)
-        };
-        merged || glance.may_be_signalled(tool) || conductor::path_field(tool).is_some_and(claimed)
+        let files = || files.get_or_init(|| scene::files(payload, tool)).as_slice();
+        merged || glance.may_be_signalled(tool) || glance.may_be_claimed(&folder.project.to_string_lossy(), files)
     };
-    scene::act(concerns, |scene| answer(scene, deadline))
+    scene::act(concerns, |scene| answer(scene, deadline, &files))
 }
 
-fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
+fn answer(scene: &mut Scene, deadline: &Deadline, files: &OnceCell<Vec<scene::File>>) -> anyhow::Result<Held> {
     let Some(tool) = scene.payload.tool_name.clone() else { return Ok(0) };
-    let field = conductor::path_field(&tool);
-    let paths = field.map(|field| scene::paths(&scene.payload, field)).unwrap_or_default();
+    let files = files.get_or_init(|| scene::files(&scene.payload, &tool));
+    let paths = files.first().filter(|_| conductor::path_field(&tool).is_some()).cloned().unwrap_or_default();
     let about = About { tool: tool.clone(), target: scene.payload.target(), paths };
     if signal::refuse(scene, &about)? {
         return Ok(0);
@@ -43,9 +40,7 @@ fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
             return merge::answer(scene, deadline, run, merge);
         }
     }
-    if let Some(field) = field
-        && let Some(held) = claim::answer(scene, deadline, &tool, field, &about.paths)?
-    {
+    if let Some(held) = claim::answer(scene, deadline, &tool, files)? {
         return Ok(held);
     }
     if scene.payload.is_main() { signal::accompany(scene, &about) } else { Ok(0) }

@@ -1,6 +1,7 @@
 //! The session that a hook is called for, and its open runs. Looking it up comes first and costs one small read; where the
 //! session has no open run, that was all.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use crate::hook::input::{self, Payload};
 use crate::logic::glance::Glance;
 use crate::logic::signals::Now;
 use crate::logic::wake::{Concern, Wake};
+use crate::logic::{command, conductor};
 use crate::model::event::SCHEMA;
 use crate::store::bells;
 use crate::store::client;
@@ -23,6 +25,7 @@ use crate::store::session::{self, Entry, Locked, OwnRun, Session, ToolRules};
 use crate::store::switch;
 use crate::sys::bell::Bell;
 use crate::sys::clock;
+use crate::sys::fsinfo;
 use crate::sys::lock;
 
 /// A session with open runs.
@@ -284,25 +287,31 @@ impl Scene {
     }
 }
 
-/// The path of the file that a call is about, which its input has in `field`, in the forms it may have been claimed under:
-/// as named, and with links resolved.
-pub(super) fn paths(payload: &Payload, field: &str) -> Vec<String> {
-    let Some(named) = payload.field(field) else { return Vec::new() };
+/// A file that a call names, in the forms it may have been claimed under: as named, and with links resolved.
+pub(super) type File = Vec<String>;
+
+/// The files that a call of `tool` plainly names.
+pub(super) fn files(payload: &Payload, tool: &str) -> Vec<File> {
     let cwd = payload.cwd.as_deref().unwrap_or("/");
-    let whole = Path::new(cwd).join(&named);
-    let mut paths = vec![crate::logic::conductor::normalise(&whole.to_string_lossy())];
-    // A file that does not exist yet still has a folder that may be reached through a link.
-    let real = whole.canonicalize().or_else(|e| {
-        let (folder, name) = whole.parent().zip(whole.file_name()).ok_or(e)?;
-        folder.canonicalize().map(|f| f.join(name))
-    });
-    if let Ok(real) = real {
-        let real = real.to_string_lossy().into_owned();
-        if !paths.contains(&real) {
-            paths.push(real);
-        }
+    if tool == "Bash" {
+        let command = payload.field("command").unwrap_or_default();
+        return command::files(&command, cwd).iter().map(|path| forms(Path::new(path))).collect();
     }
-    paths
+    let named = conductor::path_field(tool).and_then(|field| payload.field(field));
+    named.map(|named| forms(&Path::new(cwd).join(named))).into_iter().collect()
+}
+
+fn forms(whole: &Path) -> File {
+    let mut forms = vec![conductor::normalise(&whole.to_string_lossy())];
+    let real = fsinfo::real_path(whole).map(|real| real.to_string_lossy().into_owned());
+    forms.extend(real.filter(|real| *real != forms[0]));
+    forms
+}
+
+/// Whether two paths are the same file, by its identity.
+pub(super) fn is_same_file(a: &str, b: &str) -> bool {
+    let id = |path: &str| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    id(a).is_some_and(|a| id(b) == Some(a))
 }
 
 /// This moment.

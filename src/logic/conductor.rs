@@ -8,7 +8,7 @@ use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::span::human;
 use crate::base::text;
 use crate::logic::signals::{self, Now, Occasion};
-use crate::logic::view::{Brief, Happened, MergeState, News, Phase, View};
+use crate::logic::view::{Brief, CANNOT_MERGE, Happened, LOST_BEFORE, MergeState, NEED_FAILED, News, Phase, View};
 use crate::model::glob::{self, Glob};
 use crate::model::plan::{Plan, WorkerText};
 
@@ -17,6 +17,12 @@ pub const START_CHARS: usize = 600;
 
 /// Equal refusals in a row after which a call passes with a note.
 pub const MAX_REFUSALS: u32 = 3;
+
+/// Refusals on behalf of claims during one prompt, after which every call passes with a note until the next prompt.
+pub const MAX_CLAIM_REFUSALS: u32 = 12;
+
+/// For how many times `conductor.wait` calls are held for one reason, in all, during one prompt.
+const MAX_WAITS: u32 = 3;
 
 /// Hand-overs by Stop in a row, during one prompt's turn.
 pub const MAX_STOPS: u32 = 3;
@@ -50,13 +56,38 @@ fn file_name(path: &str) -> &str {
     path.rfind('/').map_or(path, |at| &path[at + 1..])
 }
 
+/// Whether two paths that differ only in case are the same file, as only the file system can tell.
+pub type Same<'a> = &'a dyn Fn(&str, &str) -> bool;
+
 /// Whether `claim`, a file or glob relative to the project or absolute, means the file at `path`.
-pub fn claims(claim: &str, project: &str, path: &str) -> bool {
-    let name = file_name(claim);
+pub fn claims(claim: &str, project: &str, path: &str, same: Same<'_>) -> bool {
+    let (name, own) = (file_name(claim), file_name(path));
+    let has_meta = glob::has_meta(claim);
     // A plain path means no file of another name, and most claims are such.
-    let may = name == file_name(path) || matches!(name, "" | "." | "..") || glob::has_meta(claim);
-    may && is_meant(claim, project, path)
+    let may = name == own || matches!(name, "" | "." | "..") || has_meta;
+    if may && is_meant(claim, project, path) {
+        return true;
+    }
+    if !has_meta && !differ_in_case_only(name, own) {
+        return false;
+    }
+    let Some(plain) = glob::literal(claim) else { return false };
+    let whole = absolute(&plain, project);
+    whole != path && differ_in_case_only(&whole, path) && same(&whole, path)
 }
+
+/// A path relative to the project, or absolute, as an absolute one.
+fn absolute(path: &str, project: &str) -> String {
+    if path.starts_with('/') { normalise(path) } else { normalise(&format!("{project}/{path}")) }
+}
+
+/// Also where they are equal.
+fn differ_in_case_only(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b) || (!(a.is_ascii() && b.is_ascii()) && a.to_lowercase() == b.to_lowercase())
+}
+
+/// The folder of the client's and cpw's own files: results, other sessions' worktrees.
+const OWN: &str = ".claude";
 
 fn is_meant(claim: &str, project: &str, path: &str) -> bool {
     if claim.starts_with('/') {
@@ -65,27 +96,76 @@ fn is_meant(claim: &str, project: &str, path: &str) -> bool {
     if normalise(&format!("{project}/{claim}")) == path {
         return true;
     }
-    let below = path.strip_prefix(project).and_then(|rest| rest.strip_prefix('/'));
-    below.is_some_and(|below| Glob::path(claim.trim_start_matches("./")).is_ok_and(|g| g.matches(below)))
+    let Some(below) = path.strip_prefix(project).and_then(|rest| rest.strip_prefix('/')) else { return false };
+    // As a search on disk: `**` means the project's files, not the results that are handed over or another worktree.
+    let is_own = below.strip_prefix(OWN).is_some_and(|rest| rest.starts_with('/'));
+    (!is_own || claim.contains(OWN)) && Glob::path(claim.trim_start_matches("./")).is_ok_and(|g| g.matches(below))
 }
 
-fn is_claimed_by(brief: &Brief, project: &str, paths: &[String]) -> bool {
-    is_claimed_among(&brief.claims, project, paths)
+/// Whether a task answers for the file with these names.
+pub fn is_claimed_by(brief: &Brief, project: &str, paths: &[String], same: Same<'_>) -> bool {
+    is_claimed_among(&brief.claims, project, paths, same)
 }
 
 /// Whether one of these claims means one of `paths`.
-pub(super) fn is_claimed_among(all: &[String], project: &str, paths: &[String]) -> bool {
-    all.iter().any(|claim| paths.iter().any(|path| claims(claim, project, path)))
-}
-
-/// The unfinished task that claims one of `paths` (absolute and normalised: as named, and with links resolved).
-pub fn claimed<'v>(view: &'v View, project: &str, paths: &[String]) -> Option<(&'v TaskId, &'v Brief)> {
-    view.tasks.iter().find(|(_, b)| !b.phase.is_final() && is_claimed_by(b, project, paths))
+pub(super) fn is_claimed_among(all: &[String], project: &str, paths: &[String], same: Same<'_>) -> bool {
+    all.iter().any(|claim| paths.iter().any(|path| claims(claim, project, path, same)))
 }
 
 /// The finished task that claimed one of `paths` and has a result, where such are kept.
-pub fn finished_claim<'v>(view: &'v View, project: &str, paths: &[String]) -> Option<(&'v TaskId, &'v Brief)> {
-    view.tasks.iter().find(|(_, b)| b.phase == Phase::Done && b.result.is_some() && is_claimed_by(b, project, paths))
+pub fn finished_claim<'v>(
+    view: &'v View,
+    project: &str,
+    paths: &[String],
+    same: Same<'_>,
+) -> Option<(&'v TaskId, &'v Brief)> {
+    let is_kept = |b: &Brief| b.phase == Phase::Done && b.result.is_some();
+    view.tasks.iter().find(|(_, b)| is_kept(b) && is_claimed_by(b, project, paths, same))
+}
+
+/// A claim with the further forms under which calls may meet it, itself first: the path that links in it lead to, and, for
+/// a folder, what is below it. `real` gives the path with its links resolved, `is_folder` says whether one is there.
+pub fn forms_of_claim(
+    claim: &str,
+    project: &str,
+    real: impl Fn(&str) -> Option<String>,
+    is_folder: impl Fn(&str) -> bool,
+) -> Vec<String> {
+    let relative = |path: &str| {
+        let below = path.strip_prefix(project).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        glob::escape(below.map_or(path, |rest| rest.trim_start_matches('/')))
+    };
+    let join = |folder: &str, rest: &str| {
+        if folder.is_empty() { rest.to_owned() } else { format!("{}/{rest}", folder.trim_end_matches('/')) }
+    };
+    let mut forms = vec![claim.to_owned()];
+    let mut add = |form: String| {
+        if !form.is_empty() && form.len() <= glob::MAX_PATTERN && !forms.contains(&form) {
+            forms.push(form);
+        }
+    };
+    if let Some(plain) = glob::literal(claim) {
+        let whole = if plain.starts_with('/') { plain.clone() } else { format!("{project}/{plain}") };
+        let (named, real) = (normalise(&whole), real(&whole));
+        let is_folder = plain.ends_with('/') || is_folder(&whole);
+        if is_folder {
+            add(join(&relative(&named), "**"));
+        }
+        if let Some(real) = real.filter(|real| *real != named) {
+            add(relative(&real));
+            if is_folder {
+                add(join(&relative(&real), "**"));
+            }
+        }
+        return forms;
+    }
+    // Of a glob, the folder before its first special character.
+    let base = glob::base(claim);
+    let whole = if claim.starts_with('/') { base.to_owned() } else { format!("{project}/{base}") };
+    if let Some(real) = real(&whole).filter(|real| !base.is_empty() && *real != normalise(&whole)) {
+        add(join(&relative(&real), claim[base.len()..].trim_start_matches('/')));
+    }
+    forms
 }
 
 /// The merge that a call of `tool` meets, if it is still to be applied. `field` gives an input field as text.
@@ -391,38 +471,115 @@ pub fn claim_refusal(task: &TaskId, brief: &Brief, path: &str, now_ms: u64) -> S
     out
 }
 
-/// What accompanies a call on a claimed file that goes through.
-pub fn claim_note(task: &TaskId, brief: &Brief, shown: &str) -> String {
-    let mut out = format!("Task {task} has worked on this file: {}", brief.phase.word().replace('_', " "));
+/// How a text speaks of the file that a call is about: a command may name several.
+fn this_file(path: Option<&str>) -> String {
+    path.map_or_else(|| "this file".into(), |path| text::one_line(&path.replace(['<', '>'], " "), 200))
+}
+
+/// What accompanies a call on a claimed file that goes through: `path` is said where the call names several files; `reads`,
+/// whether it shows the model the file.
+pub fn claim_note(task: &TaskId, brief: &Brief, shown: &str, path: Option<&str>, reads: bool) -> String {
+    let mut out = format!("Task {task} has worked on {}: {}", this_file(path), brief.phase.word().replace('_', " "));
     if let Some(result) = &brief.result {
         let _ = write!(out, "; its result is in {}", place(shown, result));
+        if reads {
+            out.push_str(". This call shows the file itself, as it is now, not the result");
+        }
     }
     out.push('.');
     out
 }
 
 /// What accompanies a call on a file that a task still works on, when it goes through all the same.
-pub fn claim_passed(task: &TaskId, brief: &Brief) -> String {
+pub fn claim_passed(task: &TaskId, brief: &Brief, path: Option<&str>) -> String {
     let holder = who(brief.worker);
-    format!("{holder} (task {task}) still works on this file; its result is reported here when it is done.")
+    format!("{holder} (task {task}) still works on {}; its result is reported here when it is done.", this_file(path))
+}
+
+/// What accompanies a Read that shows a task's result instead of the file.
+pub fn redirect_note(task: &TaskId) -> String {
+    format!("This is the result of task {task}, which worked on the file; the whole of it, without offset and limit.")
+}
+
+/// Whether a call on a file that a task claims may be refused: not after [`MAX_REFUSALS`] in a row, nor after
+/// [`MAX_CLAIM_REFUSALS`] during one prompt, whatever was called. A model must never be locked in a loop.
+pub fn may_refuse_claim(view: &View, key: &str, prompt: &str) -> bool {
+    let all = view.claim_refusals.as_ref().filter(|(same, _)| same == prompt).map_or(0, |(_, n)| *n);
+    may_refuse(view, key) && all < MAX_CLAIM_REFUSALS
+}
+
+/// Whether a call may be refused once more for the same reason.
+pub fn may_refuse(view: &View, key: &str) -> bool {
+    view.refusals.get(key).copied().unwrap_or(0) < MAX_REFUSALS
+}
+
+/// How long a call may be held for this reason: `wait`, and in all no more than [`MAX_WAITS`] times that during one prompt.
+pub fn patience(view: &View, key: &str, prompt: &str, wait: Duration) -> Duration {
+    let held = view.waits.get(key).filter(|(same, _)| same == prompt).map_or(0, |(_, ms)| *ms);
+    wait.saturating_mul(MAX_WAITS).saturating_sub(Duration::from_millis(held)).min(wait)
 }
 
 /// Why a call that meets a merge is refused while its needs are open.
-pub fn merge_refusal(view: &View, merge: &MergeState) -> String {
-    let states: Vec<String> = merge
-        .rule
-        .needs
-        .iter()
+pub fn merge_refusal(view: &View, merge: &MergeState, shown: &str) -> String {
+    let needs = || merge.rule.needs.iter();
+    let states: Vec<String> = needs()
         .take(20)
         .map(|id| view.tasks.get(id).map_or_else(|| format!("{id} waiting"), |b| standing(id, b)))
         .collect();
     let eta = eta(view).map_or_else(String::new, |e| format!(", {e}"));
-    format!("The results that belong into this call are not all there yet: {}{eta}.", states.join(", "))
+    let mut out = format!("The results that belong into this call are not all there yet: {}{eta}.", states.join(", "));
+    let there = needs().filter_map(|id| view.tasks.get(id)?.result.as_deref().map(|result| (id, result)));
+    for (i, (id, result)) in there.take(8).enumerate() {
+        let before = if i == 0 { " Finished: " } else { ", " };
+        let _ = write!(out, "{before}{id} ({})", place(shown, result));
+    }
+    if out.ends_with(')') {
+        out.push('.');
+    }
+    out
 }
 
-/// Why a call that meets a merge is refused once when a task it needs has failed.
-pub fn merge_failed(view: &View, merge: &MergeState, shown: &str) -> String {
-    let mut out = String::from("Not every result that belongs into this call exists:");
+/// Why a call that meets a merge is refused once although nothing more is to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unmerged {
+    /// A task that it needs has failed.
+    NeedFailed,
+    /// A field that would be filled holds something else than text.
+    NotText(String),
+    /// The result of a task cannot be read.
+    Unreadable(TaskId),
+    /// Another hook's rewrite won before.
+    Lost,
+}
+
+impl Unmerged {
+    /// The reason in the log.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Unmerged::NeedFailed => NEED_FAILED,
+            Unmerged::NotText(_) | Unmerged::Unreadable(_) => CANNOT_MERGE,
+            Unmerged::Lost => LOST_BEFORE,
+        }
+    }
+}
+
+/// What a call is refused with once because its merge cannot be made: which results there are, and where.
+pub fn merge_failed(view: &View, merge: &MergeState, shown: &str, why: &Unmerged) -> String {
+    let mut out = match why {
+        Unmerged::NeedFailed => "Not every result that belongs into this call exists:".to_owned(),
+        Unmerged::NotText(field) => format!(
+            "Results belong into this call's {}, but it holds no text that they could be put into. They are:",
+            text::one_line(&field.replace(['<', '>'], " "), 80)
+        ),
+        Unmerged::Unreadable(task) => {
+            format!("Results belong into this call, but that of {task} cannot be put in as text. They are:")
+        }
+        Unmerged::Lost => {
+            "Results belong into this call; another hook of this project changed the input after they were \
+                           put in, so that they are not put in again. They are:"
+                .to_owned()
+        }
+    };
     for id in merge.rule.needs.iter().take(40) {
         let Some(brief) = view.tasks.get(id) else { continue };
         let _ = write!(out, "\n- {}", standing(id, brief));
@@ -448,7 +605,10 @@ mod tests {
 
     use super::*;
     use crate::logic::simulation::{done, plan, run_started, task};
-    use crate::model::event::{Body, Done, Ended, Event, Progress, ResultFile, RunEnded, Started, Verdict};
+    use crate::logic::view::claim_key;
+    use crate::model::event::{
+        Answer, Body, Decision, Done, Ended, Event, Progress, ResultFile, RunEnded, Started, Verdict,
+    };
     use crate::model::plan::{Merge, Task};
 
     const SHOWN: &str = ".claude/runs/20260101-000000-0123456789abcdef0123";
@@ -496,6 +656,15 @@ mod tests {
         Body::Failed(Ended { reason: reason.into(), ..Ended::default() })
     }
 
+    fn never(_: &str, _: &str) -> bool {
+        false
+    }
+
+    fn claimed<'v>(view: &'v View, project: &str, paths: &[String]) -> Option<&'v TaskId> {
+        let mut open = view.tasks.iter().filter(|(_, b)| !b.phase.is_final());
+        open.find(|(_, b)| is_claimed_by(b, project, paths, &never)).map(|(task, _)| task)
+    }
+
     fn claimed_in(claim: &str, project: &str, path: &str) -> bool {
         let mut t = task("a");
         t.claims = vec![claim.into()];
@@ -525,12 +694,73 @@ mod tests {
             ("a\\[1\\].py", "/p/a1.py", false),
             ("../p/src/app.rs", "/p/src/app.rs", true),
             ("src/../lib/app.rs", "/p/lib/app.rs", true),
+            ("SRC/app.rs", "/p/src/app.rs", false),
+            ("**", "/p/.claude/runs/x/result.md", false),
+            ("**/app.rs", "/p/.claude/worktrees/w/app.rs", false),
+            ("**/app.rs", "/p/.claudette/app.rs", true),
+            (".claude/**", "/p/.claude/agents/a.md", true),
+            (".claude/agents/a.md", "/p/.claude/agents/a.md", true),
         ] {
             assert_eq!(claimed_in(claim, "/p", path), expected, "{claim} {path}");
         }
         // The project's own path is never read as a pattern.
         assert!(claimed_in("src/*.rs", "/home/x [y]/{z}", "/home/x [y]/{z}/src/a.rs"));
         assert!(!claimed_in("src/*.rs", "/home/[xy]", "/home/x/src/a.rs"));
+    }
+
+    #[test]
+    fn names_that_differ_in_case_are_one_where_the_file_system_says_so() {
+        for (claim, path, may) in [
+            ("src/app.rs", "/p/src/APP.rs", true),
+            ("src/app.rs", "/p/SRC/app.rs", true),
+            ("src/Ärger.rs", "/p/src/äRGER.RS", true),
+            ("A\\[1\\].py", "/p/a[1].py", true),
+            ("/p/app.rs", "/p/App.rs", true),
+            ("src/app.rs", "/p/src/APPS.rs", false),
+            ("src/app.rs", "/p/lib/APP.rs", false),
+            ("src/*.rs", "/p/SRC/app.rs", false),
+        ] {
+            let asked = std::cell::Cell::new(0);
+            let same = |_: &str, _: &str| {
+                asked.set(asked.get() + 1);
+                true
+            };
+            assert_eq!(claims(claim, "/p", path, &same), may, "{claim} {path}");
+            assert_eq!(asked.get(), u32::from(may), "{claim} {path}");
+            assert!(!claims(claim, "/p", path, &never), "{claim} {path}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_also_where_its_links_lead_and_what_is_below_its_folder() {
+        let real = |path: &str| {
+            let path = normalise(path);
+            let end = path.strip_prefix("/p/link");
+            Some(end.map_or(path.clone(), |rest| format!("/p/real [1]{rest}")).replace("/p/out", "/away"))
+        };
+        let is_folder = |path: &str| ["/p", "/p/src", "/p/link", "/p/out"].contains(&normalise(path).as_str());
+        for (claim, more) in [
+            ("a.py", &[][..]),
+            ("x/../a.py", &[]),
+            ("link/a.py", &["real \\[1\\]/a.py"]),
+            ("src", &["src/**"]),
+            ("src/", &["src/**"]),
+            ("new/", &["new/**"]),
+            ("link/", &["link/**", "real \\[1\\]", "real \\[1\\]/**"]),
+            ("out", &["out/**", "/away", "/away/**"]),
+            (".", &["**"]),
+            ("/p/src", &["src/**"]),
+            ("*.py", &[]),
+            ("src/*.py", &[]),
+            ("link/**/*.py", &["real \\[1\\]/**/*.py"]),
+            ("/p/link/*.py", &["real \\[1\\]/*.py"]),
+        ] {
+            let forms = forms_of_claim(claim, "/p", real, is_folder);
+            assert_eq!(
+                (forms[0].as_str(), &forms[1..]),
+                (claim, more.iter().map(ToString::to_string).collect::<Vec<_>>().as_slice())
+            );
+        }
     }
 
     #[test]
@@ -564,7 +794,7 @@ mod tests {
         assert_eq!(needs_of(&view, &view.merges[0]), Needs::Open);
         view.merges[0].waived = true;
         assert!(!met(&view, "Write", Some("/p/report.md")));
-        view.merges[0] = MergeState { used: true, waived: false, ..view.merges[0].clone() };
+        view.merges[0] = MergeState { used: true, waived: false, lost: false, ..view.merges[0].clone() };
         assert!(!met(&view, "Write", Some("/p/report.md")));
     }
 
@@ -625,12 +855,62 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
+        /// The answers of a model that does whatever it wants: calls on three claimed files, some of them asked about twice,
+        /// in the turns of several prompts.
+        #[test]
+        fn no_sequence_of_calls_is_refused_for_long(
+            calls in prop::collection::vec((0_usize..3, any::<bool>(), 0_u8..40), 1..120),
+        ) {
+            let mut tasks = vec![task("t0"), task("t1"), task("t2")];
+            for t in &mut tasks {
+                t.claims = vec!["a.py".into()];
+            }
+            let mut view = begun(tasks);
+            let wait = Duration::from_secs(20);
+            let (mut prompt, mut in_prompt) = (0, 0);
+            let (mut in_row, mut held) = ([0; 3], [Duration::ZERO; 3]);
+            for (n, (i, doubled, new_prompt)) in calls.into_iter().enumerate() {
+                if new_prompt == 0 {
+                    (prompt, in_prompt, held) = (prompt + 1, 0, [Duration::ZERO; 3]);
+                }
+                let id = TaskId::new(&format!("t{i}")).unwrap();
+                let (key, asked, call) = (claim_key(&id), format!("p{prompt}"), format!("call {n}"));
+                let mut answers = Vec::new();
+                for _ in 0..=u8::from(doubled) {
+                    if let Some(before) = view.answer_to(Some(&call), &key) {
+                        answers.push(before);
+                        continue;
+                    }
+                    let may = may_refuse_claim(&view, &key, &asked);
+                    let answer = if may { Answer::Block } else { Answer::Inject };
+                    let waited = patience(&view, &key, &asked, wait);
+                    held[i] += waited;
+                    answers.push(answer);
+                    tell(&mut view, Some(id.as_str()), Body::Decision(Decision {
+                        hook: "PreToolUse".into(),
+                        tool_use_id: Some(call.clone()),
+                        prompt_id: Some(asked.clone()),
+                        answer,
+                        held_ms: u64::try_from(waited.as_millis()).unwrap(),
+                        ..Decision::default()
+                    }));
+                }
+                prop_assert!(answers.iter().all(|a| *a == answers[0]), "one call, two answers");
+                let refused = answers[0] == Answer::Block;
+                in_row[i] = if refused { in_row[i] + 1 } else { 0 };
+                in_prompt += u32::from(refused);
+                prop_assert!(in_row[i] <= MAX_REFUSALS && in_prompt <= MAX_CLAIM_REFUSALS);
+                prop_assert!(refused || in_prompt >= MAX_CLAIM_REFUSALS || in_row[i] == 0);
+                prop_assert!(held[i] <= wait * MAX_WAITS);
+            }
+        }
+
         #[test]
         fn a_plain_claim_is_refused_early_only_where_it_means_nothing(
             claim in "[ab./*{},\\\\\\[\\]]{1,8}", path in "(/[ab.]{1,3}){1,4}", below in any::<bool>(),
         ) {
             let path = normalise(&if below { format!("/a/b{path}") } else { path });
-            prop_assert_eq!(claims(&claim, "/a/b", &path), is_meant(&claim, "/a/b", &path));
+            prop_assert_eq!(claims(&claim, "/a/b", &path, &never), is_meant(&claim, "/a/b", &path));
         }
 
         #[test]
@@ -650,7 +930,8 @@ mod tests {
             let brief = view.tasks[&first].clone();
             let refusal = claim_refusal(&first, &brief, &foreign[0].1, 5000);
             prop_assert!(is_tame(&refusal, 1) && refusal.chars().count() < 600, "{refusal}");
-            prop_assert!(is_tame(&claim_note(&first, &brief, SHOWN), 1));
+            prop_assert!(is_tame(&claim_note(&first, &brief, SHOWN, Some(&foreign[0].1), true), 1));
+            prop_assert!(is_tame(&claim_passed(&first, &brief, Some(&foreign[0].1)), 1));
             let still = still_processing(&view).unwrap();
             prop_assert!(is_tame(&still, 1));
             // Some tasks still run, or all is over.

@@ -58,14 +58,16 @@ impl<'v> Glance<'v> {
         self.tools.iter().any(|t| t.0 == tool)
     }
 
-    /// Whether a call on one of `paths`, the forms of the file's name, may meet a claim. They are asked for only if there is
-    /// any.
-    pub fn may_be_claimed<'p>(&self, project: &str, paths: impl FnOnce() -> &'p [String]) -> bool {
+    /// Whether a call on one of `files`, each by the forms of its name, may meet a claim. They are asked for only if there
+    /// is any.
+    pub fn may_be_claimed<'p>(&self, project: &str, files: impl FnOnce() -> &'p [Vec<String>]) -> bool {
         if self.claims.is_empty() {
             return false;
         }
-        let paths = paths();
-        self.claims.iter().any(|c| paths.iter().any(|path| conductor::claims(&c.0, project, path)))
+        // Whether two names are one file is not for a glance to find out.
+        let same = |_: &str, _: &str| true;
+        let mut paths = files().iter().flatten();
+        paths.any(|path| self.claims.iter().any(|claim| conductor::claims(&claim.0, project, path, &same)))
     }
 
     /// Whether what ran has to be compared with what was meant to run.

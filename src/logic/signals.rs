@@ -269,7 +269,7 @@ fn concerns(view: &View, s: &Signal, call: Call<'_>, now: Now<'_>) -> bool {
         .as_deref()
         .is_none_or(|m| Matcher::parse(m).is_ok_and(|m| m.matches(call.tool, call.target, call.paths, call.project)));
     let claims = || view.tasks.get(&s.task).map_or(&[][..], |b| &b.claims);
-    meant && (!s.own || conductor::is_claimed_among(claims(), call.project, call.paths))
+    meant && (!s.own || conductor::is_claimed_among(claims(), call.project, call.paths, &|_, _| false))
 }
 
 /// What of a task's own words is shown, with the file that has more.

@@ -163,6 +163,9 @@ pub struct MergeState {
     /// It was refused once because a need failed; the same call passes now.
     #[serde(default)]
     pub waived: bool,
+    /// Another hook's rewrite won over it.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// A rewrite whose effect is to be compared with what ran.
@@ -174,6 +177,17 @@ pub struct Rewrite {
     pub input_sha256: String,
     /// The merge it came from.
     pub merge: usize,
+}
+
+/// How a call was answered before it ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// The client's id of the call.
+    pub tool_use_id: String,
+    /// On whose behalf, as refusals are counted.
+    pub key: String,
+    /// How.
+    pub answer: Answer,
 }
 
 /// How the run ended.
@@ -268,6 +282,16 @@ pub struct View {
     /// Refusals in a row per reason key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refusals: BTreeMap<String, u32>,
+    /// The prompt during whose turn calls on claimed files were refused, and how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_refusals: Option<(String, u32)>,
+    /// Per reason key the prompt during whose turn calls were held, and for how long in all, in milliseconds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waits: BTreeMap<String, (String, u64)>,
+    /// The calls that were answered last, oldest first: one that is asked about twice, by two installations, gets the same
+    /// answer and counts once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answered: Vec<Answered>,
     /// The prompt during whose turn Stop handed something over, and how often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stops: Option<(String, u32)>,
@@ -284,6 +308,9 @@ pub struct View {
 
 /// The most numbers that are remembered as unseen at once.
 const MAX_GAP: usize = 1024;
+
+/// How many answered calls are remembered: more than a step has.
+const MAX_ANSWERED: usize = 64;
 
 impl View {
     /// The view before the first event.
@@ -311,7 +338,11 @@ impl View {
             };
             tasks.insert(task.id.clone(), brief);
         }
-        let merges = plan.merge.iter().map(|m| MergeState { rule: m.clone(), used: false, waived: false }).collect();
+        let merges = plan
+            .merge
+            .iter()
+            .map(|m| MergeState { rule: m.clone(), used: false, waived: false, lost: false })
+            .collect();
         View {
             run: plan.run.clone(),
             session: plan.session.clone(),
@@ -336,6 +367,9 @@ impl View {
             merges,
             rewrites: Vec::new(),
             refusals: BTreeMap::new(),
+            claim_refusals: None,
+            waits: BTreeMap::new(),
+            answered: Vec::new(),
             stops: None,
             held: None,
             cancelled: false,
@@ -343,13 +377,21 @@ impl View {
         }
     }
 
-    /// Whether the run owes its session nothing any more: it is over, told, and every merge was used or waived.
+    /// Whether the run owes its session nothing any more: it is over, told, and every merge was used, with what ran compared,
+    /// or waived.
     pub fn is_closed(&self, now: Now<'_>) -> bool {
         let same_boot = self.boot_id == now.boot_id;
         self.ended.is_some()
             && self.news.is_empty()
             && self.signals.iter().all(|s| s.is_expired(now.ms, same_boot))
+            && self.rewrites.is_empty()
             && self.merges.iter().all(|m| m.used || m.waived)
+    }
+
+    /// How this call was answered for this reason, where it was.
+    pub fn answer_to(&self, tool_use_id: Option<&str>, key: &str) -> Option<Answer> {
+        let same = |a: &&Answered| Some(a.tool_use_id.as_str()) == tool_use_id && a.key == key;
+        self.answered.iter().rev().find(same).map(|a| a.answer)
     }
 
     /// Whether a worker is, or was, in the log.
@@ -558,7 +600,9 @@ impl View {
                 self.tasks.remove(task);
             }
         }
-        self.refusals.remove(&claim_key(task));
+        let key = claim_key(task);
+        self.refusals.remove(&key);
+        self.waits.remove(&key);
         if critical && matches!(what, Happened::Failed | Happened::Skipped) {
             self.keep_signal(Signal {
                 id: event.seq,
@@ -608,20 +652,33 @@ impl View {
             }
             return;
         }
-        let key = event.task.as_ref().map(claim_key).or_else(|| p.merge.map(merge_key));
+        if p.hook.starts_with("PostTool") {
+            return self.compared(p);
+        }
+        let Some(key) = event.task.as_ref().map(claim_key).or_else(|| p.merge.map(merge_key)) else { return };
+        if self.answer_to(p.tool_use_id.as_deref(), &key).is_some() {
+            return;
+        }
+        let prompt = p.prompt_id.clone().unwrap_or_default();
+        if p.held_ms > 0 {
+            let wait = self.waits.entry(key.clone()).or_default();
+            let before = if wait.0 == prompt { wait.1 } else { 0 };
+            *wait = (prompt.clone(), before.saturating_add(p.held_ms));
+        }
+        let merge = p.merge.and_then(|i| self.merges.get_mut(i).map(|m| (i, m)));
         match p.answer {
             Answer::Block => {
-                if let Some(key) = key {
-                    *self.refusals.entry(key).or_insert(0) += 1;
+                *self.refusals.entry(key.clone()).or_insert(0) += 1;
+                if event.task.is_some() {
+                    let before = self.claim_refusals.take().filter(|(same, _)| *same == prompt).map_or(0, |(_, n)| n);
+                    self.claim_refusals = Some((prompt, before + 1));
                 }
-                if p.reason == NEED_FAILED
-                    && let Some(merge) = p.merge.and_then(|i| self.merges.get_mut(i))
-                {
+                if let Some((_, merge)) = merge.filter(|_| WAIVING.contains(&p.reason.as_str())) {
                     merge.waived = true;
                 }
             }
             Answer::Rewrite => {
-                if let Some((index, merge)) = p.merge.and_then(|i| self.merges.get_mut(i).map(|m| (i, m))) {
+                if let Some((index, merge)) = merge {
                     merge.used = true;
                     if let (Some(id), Some(sha)) = (&p.tool_use_id, &p.input_sha256) {
                         self.rewrites.push(Rewrite {
@@ -632,20 +689,30 @@ impl View {
                     }
                 }
             }
-            Answer::Inject if p.hook.starts_with("PostToolUse") => {
-                self.rewrites.retain(|r| Some(&r.tool_use_id) != p.tool_use_id.as_ref());
-            }
             Answer::Held | Answer::Inject => {
-                if let Some(key) = key {
-                    self.refusals.remove(&key);
-                }
-                if p.reason == GUARD_PASSED
-                    && let Some(merge) = p.merge.and_then(|i| self.merges.get_mut(i))
-                {
+                self.refusals.remove(&key);
+                if let Some((_, merge)) = merge.filter(|_| p.reason == GUARD_PASSED) {
                     merge.used = true;
                 }
             }
             Answer::Wake => {}
+        }
+        if let Some(id) = &p.tool_use_id {
+            let excess = (self.answered.len() + 1).saturating_sub(MAX_ANSWERED);
+            self.answered.drain(..excess);
+            self.answered.push(Answered { tool_use_id: id.clone(), key, answer: p.answer });
+        }
+    }
+
+    /// What became of a rewritten call. Where the results are not in what ran, or nothing ran, the merge was not used.
+    fn compared(&mut self, p: &crate::model::event::Decision) {
+        let Some(at) = self.rewrites.iter().position(|r| Some(&r.tool_use_id) == p.tool_use_id.as_ref()) else {
+            return;
+        };
+        let rewrite = self.rewrites.remove(at);
+        if let Some(merge) = self.merges.get_mut(rewrite.merge) {
+            merge.lost |= p.reason == REWRITE_LOST;
+            merge.used &= p.reason != REWRITE_LOST && p.reason != DID_NOT_RUN;
         }
     }
 }
@@ -653,8 +720,27 @@ impl View {
 /// The reason of a refusal because a task that a merge needs has failed; the same call passes afterwards.
 pub const NEED_FAILED: &str = "a needed task failed";
 
+/// The reason of a refusal because the call has no text that results could be put into, or a result cannot be read as one;
+/// the same call passes afterwards.
+pub const CANNOT_MERGE: &str = "results cannot be put into this call";
+
+/// The reason of a refusal because another hook's rewrite won before; the same call passes afterwards.
+pub const LOST_BEFORE: &str = "another hook's rewrite won before";
+
+/// The reasons of refusals after which a merge no longer applies.
+const WAIVING: [&str; 3] = [NEED_FAILED, CANNOT_MERGE, LOST_BEFORE];
+
 /// The reason of letting a call through a merge without `set`, whose needs are all there.
 pub const GUARD_PASSED: &str = "everything needed is there";
+
+/// What was found after a rewritten call: the results are in what ran.
+pub const RAN_AS_REWRITTEN: &str = "it ran as rewritten";
+
+/// What was found after a rewritten call: something else ran.
+pub const REWRITE_LOST: &str = "another hook's rewrite won";
+
+/// What was found after the step of a rewritten call: it was denied, or it failed.
+pub const DID_NOT_RUN: &str = "the rewritten call was denied or failed";
 
 /// Under which key refusals on behalf of a task's claims are counted.
 pub fn claim_key(task: &TaskId) -> String {

@@ -317,8 +317,8 @@ mod tests {
 
     /// What a hook is told that calls `tool` on `path`: whether the run concerns it.
     fn concerns(run: &Run, tool: &str, path: &str) -> bool {
-        let paths = [path.to_owned()];
-        let asks = |g: &Glance<'_>| g.may_merge(tool) || g.may_be_claimed("/p", || &paths);
+        let files = [vec![path.to_owned()]];
+        let asks = |g: &Glance<'_>| g.may_merge(tool) || g.may_be_claimed("/p", || &files);
         run.folder.again().unwrap().open_if(asks).unwrap().is_some()
     }
 

@@ -15,6 +15,7 @@
 //! folder in another dress.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use nix::libc;
 use nix::sys::statfs::fstatfs;
@@ -267,6 +268,14 @@ pub fn is_unsupported(e: &io::Error) -> bool {
 /// What is said of a file system that refused a lock itself.
 pub fn refused_itself() -> Refused {
     Refused { kind: "a file system without locks".into(), why: NOWHERE }
+}
+
+/// A path with its links resolved. What does not exist yet still has a folder that may be reached through a link.
+pub fn real_path(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok().or_else(|| {
+        let (folder, name) = path.parent().zip(path.file_name())?;
+        folder.canonicalize().ok().map(|folder| folder.join(name))
+    })
 }
 
 #[cfg(test)]
