@@ -1,6 +1,7 @@
 //! `cpw doctor RUN`: one run explained. What its log is and where exactly it is damaged, whether plan and index fit it, who
 //! works on it, what is left over, and what can still be done. It only looks.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::actor::crew::{self, Life};
@@ -9,6 +10,7 @@ use crate::base::ids::WorkerNo;
 use crate::base::text::one_line;
 use crate::cmd::doctor::{Check, Finding};
 use crate::logic::state::State;
+use crate::logic::view::View;
 use crate::model::event::SCHEMA;
 use crate::model::plan::Plan;
 use crate::store::index::{self, Index};
@@ -46,6 +48,7 @@ pub fn of(folder: &RunDir) -> Vec<Check> {
     }
     if let Some((state, _)) = &state {
         out.push(workers(folder, state));
+        out.extend(lost_rewrites(std::iter::once(&state.view)));
     }
     out.push(locks(folder));
     out.extend(leftovers(folder));
@@ -192,6 +195,24 @@ fn workers(folder: &RunDir, state: &State) -> Check {
     }
     let text = shown.join(", ");
     if alive { Check::new(NAME, Finding::Ok, text) } else { Check::new(NAME, Finding::Warn, text) }
+}
+
+/// Whether another hook's rewrite of a call has won over that of a merge in one of these runs.
+pub fn lost_rewrites<'a>(views: impl Iterator<Item = &'a View>) -> Option<Check> {
+    let mut lost: BTreeMap<String, u64> = BTreeMap::new();
+    for merge in views.flat_map(|view| &view.merges).filter(|merge| merge.lost) {
+        *lost.entry(one_line(&merge.rule.tool, 80)).or_default() += 1;
+    }
+    let lines: Vec<String> = lost
+        .iter()
+        .map(|(tool, n)| {
+            let times = plural(*n, "time", "times");
+            format!("another hook rewrites {tool}: it won {times}, so that the workers' results were not in the call")
+        })
+        .collect();
+    let remedy = "of several hooks that rewrite a call, the one that ends last wins: look under PreToolUse in the settings files \
+                  and plugins of Claude Code, and take the other one out or narrow its matcher";
+    (!lines.is_empty()).then(|| Check::new("merges", Finding::Warn, lines.join("\n")).remedy(remedy))
 }
 
 fn locks(folder: &RunDir) -> Check {

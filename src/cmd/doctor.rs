@@ -9,6 +9,7 @@ use crate::base::exit::Exit;
 use crate::base::hex;
 use crate::base::text::one_line;
 use crate::cmd::{checkup, find};
+use crate::logic::view::View;
 use crate::model::{config, json, settings};
 use crate::store::file;
 use crate::store::home;
@@ -119,6 +120,7 @@ pub fn checks(project: &Path) -> Vec<Check> {
     out.push(hooks(project));
     out.extend(file_system(project));
     out.push(runs(project));
+    out.extend(lost_rewrites(project));
     out.push(hook_errors());
     out
 }
@@ -298,6 +300,14 @@ fn runs(project: &Path) -> Check {
             .remedy("`cpw status` starts one that finishes them");
     }
     Check::new(NAME, Finding::Ok, format!("{} here, none left behind", ids.len()))
+}
+
+/// Whether another hook has won over merges of the newest runs.
+fn lost_rewrites(project: &Path) -> Option<Check> {
+    let ids = run::list(project).unwrap_or_default();
+    let view = |id| RunDir::open(project, id).and_then(|folder| folder.open_view()).ok().map(|hooked| hooked.view);
+    let views: Vec<View> = ids.iter().take(MAX_RUNS).filter_map(view).collect();
+    checkup::lost_rewrites(views.iter())
 }
 
 fn hook_errors() -> Check {
