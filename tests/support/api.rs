@@ -23,6 +23,9 @@ pub(crate) use super::http::Request;
 /// What the stand-in says when the script is used up: a test sees it in the final text and in the number of requests.
 pub(crate) const UNSCRIPTED: &str = "UNSCRIPTED";
 
+/// The number that the first scripted request of a subagent has for [`tool_use_id`].
+pub(crate) const FIRST_OF_SUBAGENTS: usize = 50;
+
 /// What the stand-in says when a closure of the script has panicked.
 const FAILED: &str = "THE SCRIPT FAILED";
 
@@ -228,6 +231,8 @@ struct State {
     main: Conversation,
     /// Beside the main one, by words of their first prompt.
     beside: Vec<(String, Conversation)>,
+    /// What the subagents do, one after the other.
+    subagents: Conversation,
     others: Vec<Request>,
     connections: Vec<TcpStream>,
     closing: bool,
@@ -240,6 +245,12 @@ impl State {
     fn file(&mut self, request: &Request) -> Filed {
         if !request.is_conversation() {
             self.others.push(request.clone());
+            if request.headers.contains_key("x-claude-code-agent-id")
+                && let Some(step) = self.subagents.script.pop_front()
+            {
+                self.subagents.requests.push(request.clone());
+                return Filed::Turn { step: Some(step), index: FIRST_OF_SUBAGENTS + self.subagents.requests.len() - 1 };
+            }
             return Filed::Other;
         }
         let beside = self.beside.iter_mut().find(|(words, _)| request.begins_with(words));
@@ -322,6 +333,11 @@ impl Api {
     /// The requests of the main conversation so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.shared.state().main.requests.clone()
+    }
+
+    /// Gives the subagents turns of their own; without any left they are answered with a harmless text.
+    pub(crate) fn subagents(&self, script: Script) {
+        self.shared.state().subagents.script.extend(script.0);
     }
 
     /// Gives a conversation with `words` in its first prompt a script of its own, apart from the main one.
