@@ -95,3 +95,25 @@ pub fn is_unchanged_by(line: &[u8], seq: u64) -> bool {
     const QUIET: [&[u8]; 4] = [b"progress", b"spawned", b"observed", b"log_repaired"];
     Head::of(line).is_some_and(|head| head.seq == seq && QUIET.contains(&head.kind))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::simulation::{plan, task};
+
+    #[test]
+    fn it_says_yes_wherever_the_file_system_may_make_the_view_say_so() {
+        let mut claimant = task("a");
+        claimant.claims = vec!["src/app.rs".into(), "lib/**".into()];
+        let view = View::new(&plan(vec![claimant]));
+        let glance = Glance::of(&view);
+        let may = |files: &[&[&str]]| {
+            let files: Vec<Vec<String>> =
+                files.iter().map(|forms| forms.iter().map(ToString::to_string).collect()).collect();
+            glance.may_be_claimed("/p", || &files)
+        };
+        assert!(may(&[&["/p/src/app.rs"]]) && may(&[&["/p/SRC/App.rs"]]));
+        assert!(may(&[&["/p/other"], &["/p/link", "/p/lib/x/y.rs"]]));
+        assert!(!may(&[&["/p/other"], &["/p/src/apps.rs", "/q/src/app.rs"]]) && !may(&[]));
+    }
+}
