@@ -46,6 +46,9 @@ pub const CLAUDE_PROJECT_DIR: &str = "CLAUDE_PROJECT_DIR";
 /// Set by Claude Code for hooks: `cli` in an interactive session.
 pub const CLAUDE_ENTRYPOINT: &str = "CLAUDE_CODE_ENTRYPOINT";
 
+/// Set by Claude Code for everything it starts: its name and version.
+pub const AI_AGENT: &str = "AI_AGENT";
+
 /// Whether a variable that switches something is on.
 pub fn is_on(value: Option<&std::ffi::OsStr>) -> bool {
     value.is_some_and(|v| !v.is_empty() && v != "0")

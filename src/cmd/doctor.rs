@@ -8,7 +8,7 @@ use crate::base::env;
 use crate::base::exit::Exit;
 use crate::base::hex;
 use crate::base::text::one_line;
-use crate::cmd::{checkup, find};
+use crate::cmd::{checkup, find, hold};
 use crate::logic::view::View;
 use crate::model::{config, json, settings};
 use crate::store::file;
@@ -118,6 +118,8 @@ pub fn checks(project: &Path) -> Vec<Check> {
     let mut out = vec![program(), switched_off(project), state()];
     out.push(config(project));
     out.push(hooks(project));
+    out.extend(hold::older_wiring(&settings_files(project), MAX_SETTINGS));
+    out.push(hold::check(project));
     out.extend(file_system(project));
     out.push(runs(project));
     out.extend(lost_rewrites(project));

@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod events;
 pub mod find;
 pub mod follow;
+pub mod hold;
 pub mod init;
 pub mod inside;
 pub mod logs;

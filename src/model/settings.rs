@@ -188,6 +188,23 @@ pub fn wired(bytes: &[u8]) -> Result<Vec<(String, String)>, Refused> {
     Ok(calls)
 }
 
+/// The subcommands that a settings file which calls cpw at all does not call, as one that an older cpw has wired.
+pub fn missing(bytes: &[u8]) -> Result<Vec<&'static str>, Refused> {
+    let text = utf8(bytes)?;
+    if is_blank(text) {
+        return Ok(Vec::new());
+    }
+    let document = Document::read(text, false)?;
+    let calls = |event: &str, call: Option<&str>| {
+        let groups = document.events.iter().filter(|e| e.name == event).flat_map(|e| &e.groups);
+        groups.flat_map(|g| &g.handlers).any(|h| h.ours.is_some() && h.ours == call)
+    };
+    let (there, missing): (Vec<&Hook>, Vec<&Hook>) =
+        WIRING.iter().partition(|hook| calls(hook.event, hook.args.first().copied()));
+    let named = missing.iter().filter_map(|hook| hook.args.first().copied());
+    Ok(if there.is_empty() { Vec::new() } else { named.collect() })
+}
+
 /// The subcommand of cpw that a handler calls, in exec form or in a shell line that does nothing else.
 fn ours(handler: &Value) -> Option<&'static str> {
     let command = handler.get("command")?.as_str()?;
