@@ -248,7 +248,8 @@ mod tests {
         for run in runs(world) {
             let log = fs::read_to_string(run.join("events.jsonl")).expect("a log");
             let events = log.lines().map(|l| serde_json::from_str::<Value>(l).expect("an event"));
-            let told = events.filter(|e| e["t"] == "delivered").flat_map(|e| e["payload"]["news"].as_array().cloned());
+            let told =
+                events.filter(|e| e["t"] == "delivered").filter_map(|e| e["payload"]["news"].as_array().cloned());
             let mut told: Vec<u64> = told.flatten().filter_map(|n| n.as_u64()).collect();
             let all = told.len();
             told.sort_unstable();
@@ -506,6 +507,40 @@ mod tests {
         let out = owner.adopt(&[&format!("{run}x")]);
         assert_eq!(out.status.code(), Some(3));
         assert!(text(&out.stderr).contains("not made by your cpw"), "{}", text(&out.stderr));
+    }
+
+    #[test]
+    fn no_input_makes_them_fail() {
+        let world = project(&json!({"gate": "off"}));
+        let client = Stand::new(&world);
+        let session = Session::new(&world, A, &client);
+        session.begin();
+        let odd =
+            json!({"session_id": 1, "cwd": [], "hook_event_name": {}, "source": 7, "reason": null, "agent_id": 2});
+        let inputs: Vec<Vec<u8>> = vec![
+            Vec::new(),
+            b"{}\n".to_vec(),
+            b"[1]".to_vec(),
+            b"{\"session_id\": \"".to_vec(),
+            vec![b'['; 100_000],
+            vec![0xff; 4096],
+            odd.to_string().into_bytes(),
+        ];
+        for hook in ["watch", "session-start", "session-end"] {
+            for (i, input) in inputs.iter().enumerate() {
+                let mut command = world.cpw(&[hook, "--of-tomorrow"]);
+                command.env("CLAUDE_CODE_SESSION_ID", A).env("CLAUDE_PROJECT_DIR", world.project());
+                // Whoever gets so far as to watch leaves with its client.
+                command.env("CLAUDE_PID", "1000000000").env("CLAUDE_CODE_ENTRYPOINT", "cli");
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                let mut child = command.spawn().expect("cpw starts");
+                drop(child.stdin.take().expect("a pipe").write_all(input));
+                let out = end(child, hook);
+                let said = (out.status.code(), text(&out.stdout), text(&out.stderr));
+                assert_eq!(said, (Some(0), String::new(), String::new()), "{hook} {i}");
+            }
+        }
+        finish_all(&world);
     }
 
     /// The watchers that live, as processes.
