@@ -350,6 +350,7 @@ mod tests {
             answer(&s.hook("pre-tool-use", "PreToolUse", &call)).0
         };
         assert!(edit("own.txt").contains("\"mine\""));
+        assert!(s.bash("sort -o own.txt own.txt").0.contains("\"mine\""));
         assert_eq!(edit("other.txt"), "");
         s.signal("plain", "--hook stop --exit 7 --message 'only a warning'");
         assert_eq!((s.step(), s.stop()), (String::new(), String::new()));

@@ -418,7 +418,7 @@ mod tests {
         let told = scene.init(&[]).unwrap();
         assert!(told.contains("cpw allow") && told.contains(STARTER_PROMPT), "{told}");
         let settings = scene.at("home/project/.claude/settings.json");
-        assert_eq!(calls(&settings).len(), 5);
+        assert_eq!(calls(&settings).len(), 8);
         assert_eq!(std::fs::read_to_string(scene.at("home/project/.claude/cpw.json")).unwrap(), STARTER);
         let before = scene.files("home");
         assert!(scene.init(&[]).unwrap().contains("Nothing to do"));
@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(scene.at("home/project/.claude/cpw.json")).unwrap(), "mine");
         assert_eq!(
             calls(&scene.at("home/project/.claude/settings.local.json")),
-            vec![scene.at("bin/cpw").to_str().unwrap().to_owned(); 5]
+            vec![scene.at("bin/cpw").to_str().unwrap().to_owned(); 8]
         );
     }
 
@@ -458,7 +458,7 @@ mod tests {
     fn the_users_settings_follow_the_client_and_the_home_is_no_project() {
         let mut scene = Scene::new();
         scene.init(&["user"]).unwrap();
-        assert_eq!(calls(&scene.at("home/.claude/settings.json")).len(), 5);
+        assert_eq!(calls(&scene.at("home/.claude/settings.json")).len(), 8);
         assert!(!scene.at("home/project/.claude").exists() && !scene.at("home/.claude/cpw.json").exists());
         // The home's own `.claude` makes no project of it.
         scene.around.cwd = scene.at("home");
@@ -467,7 +467,7 @@ mod tests {
         }
         scene.around.claude_config = Some(scene.at("elsewhere"));
         scene.init(&["user"]).unwrap();
-        assert_eq!(calls(&scene.at("elsewhere/settings.json")).len(), 5);
+        assert_eq!(calls(&scene.at("elsewhere/settings.json")).len(), 8);
     }
 
     #[test]
@@ -497,7 +497,7 @@ mod tests {
         symlink("../../dotfiles.json", &link).unwrap();
         scene.init(&[]).unwrap();
         assert!(link.symlink_metadata().unwrap().is_symlink());
-        assert_eq!(calls(&real).len(), 5);
+        assert_eq!(calls(&real).len(), 8);
         assert_eq!(real.metadata().unwrap().mode() & 0o7777, 0o640);
         let kept = scene.files("state/backups");
         assert_eq!(kept.len(), 1);
@@ -507,7 +507,7 @@ mod tests {
         // A link to a file that does not exist yet, and a ring.
         std::fs::remove_file(&real).unwrap();
         scene.init(&[]).unwrap();
-        assert_eq!(calls(&real).len(), 5);
+        assert_eq!(calls(&real).len(), 8);
         std::fs::remove_file(&real).unwrap();
         symlink("project/.claude/settings.json", &real).unwrap();
         assert!(scene.init(&[]).is_err());

@@ -28,7 +28,7 @@ fn answer(scene: &mut Scene, deadline: &Deadline, files: &OnceCell<Vec<scene::Fi
     let Some(tool) = scene.payload.tool_name.clone() else { return Ok(0) };
     let files = files.get_or_init(|| scene::files(&scene.payload, &tool));
     let paths = files.first().filter(|_| conductor::path_field(&tool).is_some()).cloned().unwrap_or_default();
-    let about = About { tool: tool.clone(), target: scene.payload.target(), paths };
+    let about = About { tool: tool.clone(), target: scene.payload.target(), paths, files: files.clone() };
     if signal::refuse(scene, &about)? {
         return Ok(0);
     }

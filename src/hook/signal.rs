@@ -18,11 +18,13 @@ pub(super) struct About {
     pub target: String,
     /// The forms of its file.
     pub paths: Vec<String>,
+    /// The files that it is on in any way, which a command may name.
+    pub files: Vec<Vec<String>>,
 }
 
 impl About {
     fn call<'a>(&'a self, project: &'a str) -> Call<'a> {
-        Call { tool: &self.tool, target: &self.target, paths: &self.paths, project }
+        Call { tool: &self.tool, target: &self.target, paths: &self.paths, files: &self.files, project }
     }
 }
 

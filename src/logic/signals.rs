@@ -116,6 +116,8 @@ pub struct Call<'a> {
     pub target: &'a str,
     /// The forms of the file that it works on, absolute and normalised.
     pub paths: &'a [String],
+    /// The files that it is on in any way, which a command may plainly name, each by its forms.
+    pub files: &'a [Vec<String>],
     /// The project's root.
     pub project: &'a str,
 }
@@ -269,7 +271,9 @@ fn concerns(view: &View, s: &Signal, call: Call<'_>, now: Now<'_>) -> bool {
         .as_deref()
         .is_none_or(|m| Matcher::parse(m).is_ok_and(|m| m.matches(call.tool, call.target, call.paths, call.project)));
     let claims = || view.tasks.get(&s.task).map_or(&[][..], |b| &b.claims);
-    meant && (!s.own || conductor::is_claimed_among(claims(), call.project, call.paths, &|_, _| false))
+    // Whether two names that differ in case are one file is for a claim's own answer to find out.
+    let is_own = |file: &Vec<String>| conductor::is_claimed_among(claims(), call.project, file, &|_, _| false);
+    meant && (!s.own || call.files.iter().any(is_own))
 }
 
 /// What of a task's own words is shown, with the file that has more.
