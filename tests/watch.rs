@@ -439,8 +439,12 @@ mod tests {
             assert_eq!(after.call(hook, &json!({})), Value::Null, "{hook}");
         }
         let run = run_id(&world);
+        let record = world.state().join("sessions").join(A);
+        let before_it = fs::read(&record).expect("the old session's record");
         let out = after.adopt(&[&run]);
         assert!(out.status.success(), "{}", text(&out.stderr));
+        // As if it had been killed before the old session let go: the log tells whose run it is.
+        fs::write(&record, before_it).expect("the record is written");
         assert!(after.context("post-tool-batch", &json!({})).contains("done: api.py"));
         finish_all(&world);
         assert_eq!(before.call("post-tool-batch", &json!({})), Value::Null, "the old one hears of it");
