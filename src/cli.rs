@@ -52,7 +52,7 @@ pub enum Command {
     Logs(cmd::logs::Args),
     /// Show the events of a run
     Events(cmd::events::Args),
-    /// Wait until a task is done, or a run has ended
+    /// Wait until a task is done, a run has ended, or the session has made a call
     Wait(cmd::wait::Args),
     /// Print the result of a task
     Result(cmd::result::Args),

@@ -295,6 +295,92 @@ mod tests {
         assert!(events(&world).is_empty(), "{:?}", tasks(&world));
     }
 
+    /// Waits for calls of the session, one after the other, and says how each wait has ended.
+    const FOLLOW: &str = r#"
+        for call in 'Read(data1.csv)' 'Edit(api.py)' 'Read(*/api.py)' 'bash(ls)'; do
+            cpw wait --conductor "$call" --timeout 5m >>"$HOME/said" 2>&1; echo "$? $call" >>"$HOME/codes"
+        done
+        cpw wait --conductor 'Read(never)' --timeout 100ms 2>>"$HOME/said"; echo "$? never" >>"$HOME/codes"
+        until [ -e "$HOME/go" ]; do sleep 0.02; done"#;
+
+    #[test]
+    fn a_task_follows_what_the_session_does() {
+        let world = World::new();
+        for name in ["api.py", "data1.csv", "notes.md"] {
+            world.write(name, "text\n");
+        }
+        let config = json!({
+            "version": 1,
+            "conductor": {"on_claimed": "note", "wait": "10ms"},
+            "rules": [{
+                "name": "follow",
+                "when": {"prompt": "(?i)\\bfollow\\b"},
+                "tasks": [{"id": "follow", "shell": FOLLOW, "claims": ["api.py"]}],
+                "merge": [{"tool": "Write", "match": {"file_path": "*report.md"}, "needs": ["follow"]}],
+            }],
+        });
+        world.write(".claude/cpw.json", &config.to_string());
+        cpw(&world, &["allow", "--yes"]);
+        let session = Session { world: &world, id: "s-1", env: Vec::new() };
+        let more = json!({"prompt": "Please follow what I do."});
+        drop(session.start("user-prompt-submit", "UserPromptSubmit", &more).wait_with_output().expect("it ends"));
+        let call = |hook: &str, tool: &str, file: &str, agent: &Value| {
+            let event = if hook == "pre-tool-use" { "PreToolUse" } else { "PostToolUse" };
+            let input = json!({"file_path": world.project().join(file), "content": "x"});
+            let more = json!({"tool_name": tool, "tool_input": input, "tool_use_id": "toolu_1", "agent_id": agent});
+            let out = session.start(hook, event, &more).wait_with_output().expect("it is our child");
+            assert!(out.status.success(), "{out:?}");
+        };
+        let observed = || {
+            let all = events(&world).into_iter().flatten().filter(|e| e["t"] == "observed");
+            let short = |e: Value| {
+                let (p, name) = (&e["payload"], world.project().to_string_lossy().into_owned() + "/");
+                let awaited = p["awaited"].as_array().map_or(0, Vec::len);
+                let text_of = |key: &str| p[key].as_str().expect("a text").replace(&name, "");
+                format!("{} {} {} {awaited}", text_of("phase"), text_of("tool"), text_of("target"))
+            };
+            all.map(short).collect::<Vec<_>>()
+        };
+        let codes = || fs::read_to_string(world.home().join("codes")).unwrap_or_default();
+        let awaits = |n: usize| events(&world).iter().flatten().filter(|e| e["t"] == "awaited").count() >= n;
+        wait_until(&world, "the first wait", || awaits(1));
+        // What nobody waits for, claims or merges leaves no trace.
+        call("pre-tool-use", "Read", "notes.md", &Value::Null);
+        call("post-tool-use", "Read", "notes.md", &Value::Null);
+        call("pre-tool-use", "Edit", "data1.csv", &Value::Null);
+        assert!(observed().is_empty() && codes().is_empty(), "{:?}", observed());
+        call("pre-tool-use", "Read", "data1.csv", &Value::Null);
+        wait_until(&world, "the end of the first wait", || codes() == "0 Read(data1.csv)\n");
+        // A wait that is over is.
+        wait_until(&world, "the second wait", || awaits(3));
+        call("post-tool-use", "Read", "data1.csv", &Value::Null);
+        call("pre-tool-use", "Read", "api.py", &json!("a1"));
+        call("post-tool-use", "Read", "api.py", &json!("a1"));
+        call("pre-tool-use", "Write", "report.md", &Value::Null);
+        assert_eq!(codes(), "0 Read(data1.csv)\n");
+        call("post-tool-use", "Edit", "api.py", &Value::Null);
+        // What was done before counts, and what is no call is refused.
+        let all = "0 Read(data1.csv)\n0 Edit(api.py)\n0 Read(*/api.py)\n3 bash(ls)\n4 never\n";
+        wait_until(&world, "the end of all waits", || codes() == all);
+        let want = [
+            "before Read data1.csv 1",
+            "before Read api.py 0",
+            "after Read api.py 0",
+            "before Write report.md 0",
+            "after Edit api.py 1",
+        ];
+        assert_eq!(observed(), want);
+        let said = fs::read_to_string(world.home().join("said")).expect("what the waits have said");
+        assert!(said.starts_with("the session is about to make the call Read(") && said.contains("mcp__"), "{said}");
+        // Who waits outside of a task learns that it cannot come any more.
+        let mut outside = world.cpw(&["wait", "--conductor", "Bash(ls*)"]).spawn().expect("cpw starts");
+        wait_until(&world, "a wait outside", || awaits(9));
+        go(&world);
+        let code = wait_for(LIMIT, || outside.try_wait().expect("it is our child")).and_then(|s| s.code());
+        assert_eq!(code, Some(1));
+        settle(&world);
+    }
+
     #[test]
     fn the_model_is_shown_what_a_check_after_its_edit_has_found() {
         on_each_client(|installed| {

@@ -11,6 +11,7 @@ mod claim;
 mod deliver;
 pub mod input;
 mod merge;
+mod observe;
 mod post_tool_batch;
 mod post_tool_use;
 mod pre_tool_use;

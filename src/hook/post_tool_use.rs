@@ -1,7 +1,8 @@
-//! PostToolUse: notes the calls that rules start after; and compares what ran with what was rewritten, because of several
+//! PostToolUse: notes the calls that rules start after, and those that tasks may want to know of; and compares what ran with what was rewritten, because of several
 //! hooks that rewrite, the one that finishes last wins. News comes by PostToolBatch, which the wiring says with `--batched`;
 //! without it, here.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -9,7 +10,9 @@ use crate::actor::{crew, starter};
 use crate::base::env;
 use crate::hook::answer::Answer;
 use crate::hook::input::Payload;
-use crate::hook::scene::{Call, Scene};
+use crate::hook::observe::{self, Phase};
+use crate::hook::scene::{Call, File, Scene};
+use crate::hook::signal::About;
 use crate::hook::{Held, deliver, merge, scene};
 use crate::logic::conductor;
 use crate::logic::glance::Glance;
@@ -23,8 +26,15 @@ use crate::sys::process;
 
 pub(super) fn run(args: &[OsString]) -> anyhow::Result<Held> {
     let batched = args.iter().any(|a| a == "--batched");
-    let concerns = |_: &Payload, _: &RunDir, glance: &Glance<'_>| !batched || glance.has_rewrites();
-    scene::act_and_note(note, concerns, |scene| answer(scene, batched))
+    let files = OnceCell::new();
+    let concerns = |payload: &Payload, folder: &RunDir, glance: &Glance<'_>| {
+        let Some(tool) = payload.tool_name.as_deref() else { return !batched };
+        let files = || files.get_or_init(|| scene::files(payload, tool)).as_slice();
+        let claimed = || glance.may_be_claimed(&folder.project.to_string_lossy(), files);
+        let merged = glance.has_rewrites() || payload.is_main() && glance.may_merge(tool);
+        !batched || merged || glance.may_be_awaited(tool) || claimed()
+    };
+    scene::act_and_note(note, concerns, |scene| answer(scene, batched, &files))
 }
 
 /// Notes the call for the rules that start after it, and sees to it that somebody starts them.
@@ -58,7 +68,12 @@ fn file_of(payload: &Payload, tool: &str, project: &Path) -> Option<String> {
     Some(real.map_or(named, |real| real.to_string_lossy().into_owned()))
 }
 
-fn answer(scene: &mut Scene, batched: bool) -> anyhow::Result<Held> {
+fn answer(scene: &mut Scene, batched: bool, files: &OnceCell<Vec<File>>) -> anyhow::Result<Held> {
+    if let Some(tool) = scene.payload.tool_name.clone() {
+        let files = files.get_or_init(|| scene::files(&scene.payload, &tool));
+        let about = About::of(&scene.payload, &tool, files);
+        observe::observe(scene, &about, files, Phase::After);
+    }
     let lost = compare(scene)?;
     if batched || !scene.payload.is_main() {
         Answer::default().context(&lost).send(&scene.event);

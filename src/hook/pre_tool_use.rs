@@ -5,6 +5,7 @@
 use std::cell::OnceCell;
 
 use crate::hook::input::Payload;
+use crate::hook::observe::{self, Phase};
 use crate::hook::scene::Scene;
 use crate::hook::signal::{self, About};
 use crate::hook::{Held, claim, merge, scene};
@@ -19,7 +20,8 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
         let Some(tool) = payload.tool_name.as_deref() else { return false };
         let merged = payload.is_main() && glance.may_merge(tool);
         let files = || files.get_or_init(|| scene::files(payload, tool)).as_slice();
-        merged || glance.may_be_signalled(tool) || glance.may_be_claimed(&folder.project.to_string_lossy(), files)
+        let meant = glance.may_be_signalled(tool) || glance.may_be_awaited(tool);
+        merged || meant || glance.may_be_claimed(&folder.project.to_string_lossy(), files)
     };
     scene::act(concerns, |scene| answer(scene, deadline, &files))
 }
@@ -27,8 +29,9 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
 fn answer(scene: &mut Scene, deadline: &Deadline, files: &OnceCell<Vec<scene::File>>) -> anyhow::Result<Held> {
     let Some(tool) = scene.payload.tool_name.clone() else { return Ok(0) };
     let files = files.get_or_init(|| scene::files(&scene.payload, &tool));
-    let paths = files.first().filter(|_| conductor::path_field(&tool).is_some()).cloned().unwrap_or_default();
-    let about = About { tool: tool.clone(), target: scene.payload.target(), paths, files: files.clone() };
+    let about = About::of(&scene.payload, &tool, files);
+    // Before anything holds the call: who waits for it may be the one that it would be held for.
+    observe::observe(scene, &about, files, Phase::Before);
     if signal::refuse(scene, &about)? {
         return Ok(0);
     }

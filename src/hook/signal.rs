@@ -4,7 +4,9 @@
 use crate::actor::crew::{self, Life};
 use crate::hook::Held;
 use crate::hook::answer::Answer;
-use crate::hook::scene::{Scene, now};
+use crate::hook::input::Payload;
+use crate::hook::scene::{File, Scene, now};
+use crate::logic::conductor;
 use crate::logic::signals::{self, Call, Signal};
 use crate::logic::view::signal_key;
 use crate::model::event::{self, Body, Decision, Draft};
@@ -23,6 +25,12 @@ pub(super) struct About {
 }
 
 impl About {
+    /// Of the call that the client has told of, which names `files`.
+    pub(super) fn of(payload: &Payload, tool: &str, files: &[File]) -> About {
+        let paths = files.first().filter(|_| conductor::path_field(tool).is_some()).cloned().unwrap_or_default();
+        About { tool: tool.to_owned(), target: payload.target(), paths, files: files.to_vec() }
+    }
+
     fn call<'a>(&'a self, project: &'a str) -> Call<'a> {
         Call { tool: &self.tool, target: &self.target, paths: &self.paths, files: &self.files, project }
     }

@@ -23,6 +23,9 @@ pub struct Glance<'v> {
     /// Calls that a signal waits for, or holds back.
     #[serde(borrow, default)]
     signals: Vec<Text<'v>>,
+    /// Calls that somebody waits for.
+    #[serde(borrow, default)]
+    awaited: Vec<Text<'v>>,
     /// Whether a call was rewritten and what ran was not compared yet.
     rewrites: bool,
 }
@@ -44,6 +47,7 @@ impl<'v> Glance<'v> {
             tools: open.map(|m| text(&m.rule.tool)).collect(),
             claims: claimants.flat_map(|b| b.claims.iter().map(text)).collect(),
             signals: signals(view).map(|m| Text(Cow::Borrowed(m))).collect(),
+            awaited: view.awaiting.iter().map(|a| text(&a.matcher)).collect(),
             rewrites: !view.rewrites.is_empty(),
         }
     }
@@ -51,6 +55,11 @@ impl<'v> Glance<'v> {
     /// Whether a call of `tool` may meet a signal. What else it is about is for the whole view to say.
     pub fn may_be_signalled(&self, tool: &str) -> bool {
         self.signals.iter().any(|m| is_of_tool(&m.0, tool))
+    }
+
+    /// Whether somebody may wait for a call of `tool`. What else it is about is for the whole view to say.
+    pub fn may_be_awaited(&self, tool: &str) -> bool {
+        self.awaited.iter().any(|m| is_of_tool(&m.0, tool))
     }
 
     /// Whether a call of `tool` may meet a merge.

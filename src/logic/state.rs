@@ -340,6 +340,7 @@ impl State {
             | Body::Delivered(_)
             | Body::Decision(_)
             | Body::Observed(_)
+            | Body::Awaited(_)
             | Body::Adopted(_)
             | Body::LogRepaired(_)
             | Body::RunEnded(_)

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, SessionId, TaskId, WorkerNo};
 use crate::logic::signals::{Now, Signal};
-use crate::model::event::{Answer, Body, Ended, Event, Head, Process, Started, Told, Verdict};
+use crate::model::event::{Answer, Awaited, Body, Ended, Event, Head, Process, Started, Told, Verdict};
 use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
 use crate::model::signal::{Addressee, Right};
 
@@ -190,6 +190,21 @@ pub struct Answered {
     pub answer: Answer,
 }
 
+/// Somebody who waits for a call of the session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Awaiting {
+    /// Which.
+    pub id: u64,
+    /// Which calls, as `model::matcher` reads it.
+    pub matcher: String,
+    /// The attempt that waits, and ends the waiting with its own end; nobody's where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<(TaskId, u32)>,
+}
+
+/// The most that wait at once.
+pub const MAX_AWAITING: usize = 64;
+
 /// How the run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -279,6 +294,9 @@ pub struct View {
     /// Rewrites not compared yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rewrites: Vec<Rewrite>,
+    /// Who waits for calls of the session, in the order of the log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub awaiting: Vec<Awaiting>,
     /// Refusals in a row per reason key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refusals: BTreeMap<String, u32>,
@@ -366,6 +384,7 @@ impl View {
             told_chars: 0,
             merges,
             rewrites: Vec::new(),
+            awaiting: Vec::new(),
             refusals: BTreeMap::new(),
             claim_refusals: None,
             waits: BTreeMap::new(),
@@ -426,6 +445,9 @@ impl View {
     /// Applies the next event. Events must come in the order of the log, each once.
     pub fn apply(&mut self, event: &Event) {
         self.seq = event.seq;
+        if !self.awaiting.is_empty() {
+            self.end_awaiting(event);
+        }
         match &event.body {
             Body::RunStarted(p) => {
                 self.schema = p.v;
@@ -505,6 +527,7 @@ impl View {
                 }
             }
             Body::Decision(p) => self.decided(event, p),
+            Body::Awaited(p) => self.awaited(event, p),
             Body::CancelRequested(_) => self.cancelled |= event.task.is_none(),
             Body::RunEnded(p) => {
                 self.ended = Some(End { status: p.status, reason: p.reason.clone() });
@@ -519,6 +542,25 @@ impl View {
                 });
             }
             Body::Spawned(_) | Body::Checkpoint(_) | Body::Observed(_) | Body::LogRepaired(_) | Body::Unknown => {}
+        }
+    }
+
+    fn awaited(&mut self, event: &Event, p: &Awaited) {
+        let Some(matcher) = p.matcher.clone().filter(|_| !p.done && self.awaiting.len() < MAX_AWAITING) else { return };
+        let attempt = event.task.clone().zip(event.attempt);
+        self.awaiting.push(Awaiting { id: p.id, matcher, attempt });
+    }
+
+    /// Who waits does so until it says otherwise, its attempt has ended, or the run has.
+    fn end_awaiting(&mut self, event: &Event) {
+        match &event.body {
+            Body::Awaited(p) if p.done => self.awaiting.retain(|a| a.id != p.id),
+            Body::Done(_) | Body::Failed(_) | Body::TimedOut(_) | Body::Lost(_) | Body::Cancelled(_) => {
+                let ended = event.task.as_ref().zip(event.attempt);
+                self.awaiting.retain(|a| a.attempt.is_none() || a.attempt.as_ref().map(|(t, n)| (t, *n)) != ended);
+            }
+            Body::RunEnded(_) => self.awaiting.clear(),
+            _ => {}
         }
     }
 

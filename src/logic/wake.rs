@@ -34,6 +34,8 @@ pub enum Concern {
     End,
     /// What a Stop that holds the session needs: the end of the run, or that the user has typed.
     Stop,
+    /// What the session did that somebody waits for, and the end of the run.
+    Observed,
     /// What the session is to be told: the outcome of any task, the end of the run.
     News,
 }
@@ -49,6 +51,7 @@ impl Concern {
             Concern::Outcomes => "outcomes".into(),
             Concern::End => "end".into(),
             Concern::Stop => "stop".into(),
+            Concern::Observed => "observed".into(),
             Concern::News => "news".into(),
         }
     }
@@ -62,6 +65,7 @@ impl Concern {
             "outcomes" => Concern::Outcomes,
             "end" => Concern::End,
             "stop" => Concern::Stop,
+            "observed" => Concern::Observed,
             "news" => Concern::News,
             _ => worker().or_else(task).unwrap_or(Concern::All),
         }
@@ -177,6 +181,9 @@ impl Wake {
                 // What becomes ready by it can only be told by who has the state.
                 self.every_worker |= after.is_none();
             }
+            Body::Observed(_) => {
+                self.concerns.insert(Concern::Observed);
+            }
             Body::RunEnded(_) => self.everybody = true,
             Body::RunStarted(_)
             | Body::WorkerExited(_)
@@ -187,7 +194,7 @@ impl Wake {
             | Body::SignalReleased(_)
             | Body::Delivered(_)
             | Body::Decision(_)
-            | Body::Observed(_)
+            | Body::Awaited(_)
             | Body::LogRepaired(_)
             | Body::Unknown => {}
         }
@@ -239,6 +246,7 @@ fn changes_work(event: &Event) -> bool {
         | Body::SignalReleased(_)
         | Body::Delivered(_)
         | Body::Decision(_)
+        | Body::Awaited(_)
         | Body::Observed(_)
         | Body::Adopted(_)
         | Body::LogRepaired(_)
@@ -323,7 +331,15 @@ mod tests {
     fn rung(wake: &Wake) -> String {
         let tasks = ["a", "b", "c", "d"].map(|t| Concern::Task(id(t)));
         let workers = (1..=4).map(|n| Concern::Worker(WorkerNo(n)));
-        let others = [Concern::All, Concern::Lead, Concern::Outcomes, Concern::End, Concern::Stop, Concern::News];
+        let others = [
+            Concern::All,
+            Concern::Lead,
+            Concern::Outcomes,
+            Concern::End,
+            Concern::Stop,
+            Concern::Observed,
+            Concern::News,
+        ];
         let all = others.into_iter().chain(workers).chain(tasks).filter(|c| wake.rings(c));
         let mut names: Vec<String> = all.map(|c| c.name()).collect();
         let Offer { idle, wanted } = wake.offered();
@@ -407,7 +423,7 @@ mod tests {
     fn the_end_concerns_everybody_and_letting_go_only_the_stop_that_holds() {
         let mut s = Scene::new(4);
         let ended = RunEnded { status: Verdict::Ok, reason: "x".into(), done: 0, failed: 0, skipped: 0, cancelled: 0 };
-        let everybody = "all lead outcomes end stop news w1 w2 w3 w4 task-a task-b task-c task-d";
+        let everybody = "all lead outcomes end stop observed news w1 w2 w3 w4 task-a task-b task-c task-d";
         assert_eq!(rung(&s.wake([Draft::run(Body::RunEnded(ended))])), everybody);
         assert_eq!(rung(&Wake::let_go()), "stop");
         assert!(Wake::default().is_empty() && !Wake::let_go().is_empty());
@@ -424,6 +440,7 @@ mod tests {
             Concern::Outcomes,
             Concern::End,
             Concern::Stop,
+            Concern::Observed,
             Concern::News,
         ];
         for concern in all {

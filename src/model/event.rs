@@ -145,8 +145,10 @@ bodies! {
     Delivered(Delivered) = "delivered",
     /// A hook decided about a call of the session. A plain allow is not logged.
     Decision(Decision) = "decision",
-    /// The session did something that concerns a claim or merge.
+    /// The session did something that concerns a claim or merge, or that somebody waits for.
     Observed(Observed) = "observed",
+    /// Somebody waits for a call of the session, or no longer does.
+    Awaited(Awaited) = "awaited",
     /// Somebody wants a task (the envelope's) or the whole run cancelled.
     CancelRequested(CancelRequested) = "cancel_requested",
     /// A session goes on with the run in another client.
@@ -495,6 +497,22 @@ pub struct Observed {
     /// The client's id of the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_use_id: Option<String>,
+    /// Who waits for it: the ids of `awaited`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub awaited: Vec<u64>,
+}
+
+/// Payload of `awaited`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Awaited {
+    /// Which: the number of the line with which it began.
+    pub id: u64,
+    /// Which calls are meant, as `model::matcher` reads it; absent where it is over.
+    #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
+    pub matcher: Option<String>,
+    /// Whether it is over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub done: bool,
 }
 
 /// Payload of `cancel_requested`.

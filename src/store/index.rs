@@ -264,7 +264,7 @@ mod tests {
     use super::*;
     use crate::base::ids::{TaskId, WorkerNo};
     use crate::logic::simulation::{done, plan, task};
-    use crate::model::event::{Answer, Body, Decision, Draft, Observed, Process, Progress, Reason, Started};
+    use crate::model::event::{Answer, Awaited, Body, Decision, Draft, Observed, Process, Progress, Reason, Started};
     use crate::model::plan::{Merge, OnClaimed};
     use crate::store::home::State;
     use crate::store::log;
@@ -461,6 +461,7 @@ mod tests {
             tool: "Read".into(),
             target: "a".into(),
             tool_use_id: None,
+            awaited: vec![4],
         };
         let others = prop::sample::select(vec![
             started(),
@@ -469,6 +470,8 @@ mod tests {
             Body::WorkerStarted(process()),
             Body::WorkerExited(Reason { reason: "x".into() }),
             Body::Observed(observed),
+            Body::Awaited(Awaited { id: 4, matcher: Some("Read".into()), done: false }),
+            Body::Awaited(Awaited { id: 4, matcher: None, done: true }),
             done("fine"),
         ]);
         let body = prop_oneof![3 => progress, 1 => decision, 4 => others];

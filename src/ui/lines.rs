@@ -123,6 +123,7 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
         | Body::Delivered(_)
         | Body::Decision(_)
         | Body::Observed(_)
+        | Body::Awaited(_)
         | Body::Unknown => None,
     }
 }
@@ -171,6 +172,10 @@ pub fn any(event: &Event, plan: &Plan, state: &State) -> String {
             format!("{}{}: {answer}: {}", text(&p.hook), tool(&p.tool), text(&p.reason))
         }
         Body::Observed(p) => format!("{} {} {} {}", text(&p.hook), text(&p.phase), text(&p.tool), text(&p.target)),
+        Body::Awaited(p) => match &p.matcher {
+            Some(matcher) if !p.done => format!("{task} waits for the session's {}", text(matcher)),
+            _ => format!("{task} no longer waits for a call of the session"),
+        },
         _ => String::new(),
     }
 }

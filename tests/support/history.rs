@@ -53,7 +53,7 @@ const LEFT_OUT: &str = "not asked for in this run";
 
 const TERMINAL: [&str; 5] = ["done", "failed", "timed_out", "cancelled", "lost"];
 const AFTER_THE_END: [&str; 5] = ["delivered", "decision", "adopted", "log_repaired", "worker_exited"];
-const OTHERS: [&str; 15] = [
+const OTHERS: [&str; 16] = [
     "run_started",
     "worker_started",
     "worker_exited",
@@ -65,6 +65,7 @@ const OTHERS: [&str; 15] = [
     "delivered",
     "decision",
     "observed",
+    "awaited",
     "adopted",
     "cancel_requested",
     "log_repaired",

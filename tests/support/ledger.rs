@@ -123,7 +123,7 @@ impl Ledger {
                 }
                 (
                     "run_started" | "worker_started" | "worker_exited" | "worker_lost" | "cancel_requested"
-                    | "delivered" | "decision" | "observed" | "adopted" | "log_repaired",
+                    | "delivered" | "decision" | "observed" | "awaited" | "adopted" | "log_repaired",
                     ..,
                 ) => {}
                 _ => return fail("no kind that is written here"),

@@ -298,6 +298,7 @@ fn observed() -> Body {
         tool: "Read".into(),
         target: "src/other.py".into(),
         tool_use_id: Some("toolu_01".into()),
+        awaited: vec![4],
     })
 }
 

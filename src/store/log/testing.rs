@@ -9,8 +9,9 @@ use std::time::Duration;
 use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::simulation::{plan, run_started, task};
 use crate::model::event::{
-    Adopted, Answer, Body, CancelRequested, Checkpoint, Decision, Delivered, Done, Draft, Ended, LogRepaired, Observed,
-    Process, Progress, Reason, ResultFile, RunEnded, Signal, SignalReleased, Skipped, Started, Usage, Verdict,
+    Adopted, Answer, Awaited, Body, CancelRequested, Checkpoint, Decision, Delivered, Done, Draft, Ended, LogRepaired,
+    Observed, Process, Progress, Reason, ResultFile, RunEnded, Signal, SignalReleased, Skipped, Started, Usage,
+    Verdict,
 };
 use crate::model::signal::Addressee;
 use crate::sys::dir::FileId;
@@ -296,12 +297,15 @@ pub(super) fn every_kind() -> Vec<Draft> {
             reason: "claimed by task-a".into(),
             ..Decision::default()
         })),
+        attempt(Body::Awaited(Awaited { id: 7, matcher: Some("Read(api.py)".into()), done: false })),
+        attempt(Body::Awaited(Awaited { id: 7, matcher: None, done: true })),
         Draft::run(Body::Observed(Observed {
             hook: "PreToolUse".into(),
             phase: "before".into(),
             tool: "Read".into(),
             target: "api.py".into(),
             tool_use_id: None,
+            awaited: vec![4],
         })),
         Draft::run(Body::Adopted(Adopted {
             session: "s-2".into(),
