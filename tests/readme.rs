@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::{Value, json};
 use support::world::{World, program};
 
 /// What the two commands stand for that cannot run inside the tests: building takes minutes and, in one of them, is what
@@ -128,8 +129,12 @@ fn every_command_of_readme_works() {
 #[test]
 fn the_rule_that_readme_explains_runs() {
     let world = World::new();
-    let configs = blocks(&readme(), "json");
-    assert_eq!(configs.len(), 1);
+    let (configs, rules): (Vec<String>, Vec<String>) =
+        blocks(&readme(), "json").into_iter().partition(|block| block.contains("\"rules\""));
+    assert_eq!((configs.len(), rules.len()), (1, 1));
+    let alone: Value = serde_json::from_str(&rules[0]).expect("JSON");
+    let config = json!({"version": 1, "rules": [alone]});
+    cpw::model::config::check(config.to_string().as_bytes()).unwrap_or_else(|problems| panic!("{problems:#?}"));
     for name in ["api.py", "db.py"] {
         world.write(name, "x = 1  # TODO\n");
     }
