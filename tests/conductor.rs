@@ -245,6 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn c01_two_runs_of_a_session_make_no_more_blocks_than_one() {
+        let mut stage = Stage::set(&json!({"gate": "hold", "hold": "0s"}), false);
+        stage.asks(&["a", "b", "c", "x", "y", "z"]);
+        let said = stage.call("UserPromptSubmit", &json!({"prompt": "Please go a,b,c; and also x,y,z;"}));
+        assert_eq!(contexts(&said).matches("cpw has started").count(), 2, "{said:?}");
+        stage.wait_begun(6);
+        let mut blocks = 0;
+        for (i, name) in ["a", "x", "b", "y", "c", "z"].into_iter().enumerate() {
+            stage.finish(name);
+            blocks += usize::from(!contexts(&stage.call("Stop", &stop_active(i > 0))).is_empty());
+        }
+        assert_eq!(blocks, 3);
+        stage.finish_all();
+        assert!(stage.news().contains("done: z"), "nothing is lost");
+    }
+
+    #[test]
     fn c02_a_worker_that_hangs_holds_nobody_for_longer_than_the_budget() {
         let stage = Stage::new(&json!({"hold": "700ms", "wait": "100ms"}), &["a"]);
         stage.wait_begun(1);

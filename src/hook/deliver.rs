@@ -12,6 +12,9 @@ use crate::model::event::{Body, Delivered, Draft};
 /// The most news that one line of the log covers: a longer one would not be written, and all of it said again and again.
 const MAX_COVERED: usize = 2000;
 
+/// The hook whose hand-overs are counted, because each makes the turn go on.
+const STOP: &str = "Stop";
+
 /// What a parcel hands over of a run.
 #[derive(Debug, Default)]
 struct Covered {
@@ -111,6 +114,8 @@ impl Parcel {
     /// Records what was handed over, once that is done.
     pub(super) fn record(self, scene: &mut Scene) -> anyhow::Result<()> {
         let event = scene.event.clone();
+        let counts = event == STOP && !self.covered.is_empty();
+        let silent: Vec<usize> = (0..scene.runs.len()).filter(|i| counts && self.runs().all(|own| own != *i)).collect();
         for covered in self.covered {
             let delivered = |news: &[u64], more| Delivered {
                 news: news.to_vec(),
@@ -135,6 +140,26 @@ impl Parcel {
             })?;
         }
         drop(self.locks);
+        for i in silent {
+            count_stop(scene, i);
+        }
         scene.close_finished()
     }
+}
+
+/// Counts a hand-over by Stop in a run that had nothing to say: it is the session that goes on, whichever run made it, and as
+/// long as one of its runs is open somebody has to know how often.
+fn count_stop(scene: &mut Scene, i: usize) {
+    let counted = Delivered {
+        news: Vec::new(),
+        signals: Vec::new(),
+        chars: 0,
+        hook: STOP.to_owned(),
+        session: scene.id.to_string(),
+        prompt_id: scene.payload.prompt_id.clone(),
+        more: false,
+    };
+    let run = &mut scene.runs[i];
+    // A run that cannot be written to has nothing to hand over either.
+    run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Delivered(counted))).map(drop)).ok();
 }
