@@ -294,6 +294,25 @@ mod tests {
     }
 
     #[test]
+    fn a_session_whose_client_goes_on_by_itself_is_not_held() {
+        let s = Session::new(&json!({"hold": "10m"}), &json!({}));
+        for kind in ["subagent", "shell"] {
+            let tasks = json!([{"id": "x", "type": kind, "status": "running", "description": "d"}]);
+            let stop = json!({"stop_hook_active": false, "background_tasks": tasks});
+            // It would not come back for ten minutes.
+            assert_eq!(s.hook("stop", "Stop", &stop), Value::Null, "{kind}");
+        }
+        let over = json!([{"id": "x", "type": "shell", "status": "completed"}, {"id": "y", "type": "monitor", "status": "running"}]);
+        let stop = json!({"background_tasks": over});
+        std::thread::scope(|scope| {
+            let held = scope.spawn(|| s.hook("stop", "Stop", &stop));
+            s.until(|| is_held(&s.world.project()));
+            s.finish();
+            assert!(answer(&held.join().expect("it ends")).1.contains("All workers of rule go are finished"));
+        });
+    }
+
+    #[test]
     fn the_failure_of_a_critical_task_and_what_it_costs_are_told_before_the_session_stops() {
         let s = Session::new(&off(), &json!({"critical": true, "title": "Production deployment", "needs": ["free"]}));
         // The second task needs the first one, so that only the first runs.

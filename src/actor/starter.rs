@@ -32,6 +32,9 @@ use crate::sys::process;
 /// The longest sleep without looking whether the session still wants it.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Between two looks whether the turn has ended.
+const SHORT_LOOK: Duration = Duration::from_millis(100);
+
 /// Between two looks whether another run may be started.
 const FULL_LOOK: Duration = Duration::from_secs(2);
 
@@ -129,10 +132,24 @@ impl Starter {
         let now = clock::mono_ms();
         let rest = rest(&calls, &on, now).max(Starts::of(live)?.pause_ms(now));
         if rest > 0 {
-            std::thread::sleep(Duration::from_millis(rest).min(LOOK));
+            self.sleep(&calls, Duration::from_millis(rest).min(LOOK))?;
             return Ok(Next::Again);
         }
         self.start(live, &calls, &config, &rule)
+    }
+
+    /// Sleeps, unless the turn ends that makes the calls.
+    fn sleep(&self, calls: &Calls, rest: Duration) -> io::Result<()> {
+        let end = clock::mono_ms() + u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
+        loop {
+            let left = end.saturating_sub(clock::mono_ms());
+            let hushed =
+                || -> io::Result<bool> { Ok(self.trigger.calls()?.is_none_or(|now| now.last_ms < calls.last_ms)) };
+            if left == 0 || hushed()? {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(left).min(SHORT_LOOK));
+        }
     }
 
     /// The config and the rule, while they are approved and the session is there.

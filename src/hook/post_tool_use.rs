@@ -38,9 +38,9 @@ pub(super) fn run(args: &[OsString]) -> anyhow::Result<Held> {
 }
 
 /// Notes the call for the rules that start after it, and sees to it that somebody starts them.
-fn note(call: &Call<'_>) -> anyhow::Result<()> {
+fn note(call: &Call<'_>) -> anyhow::Result<bool> {
     let Call { state, id, rules, payload } = call;
-    let Some(tool) = payload.tool_name.as_deref() else { return Ok(()) };
+    let Some(tool) = payload.tool_name.as_deref() else { return Ok(false) };
     let met = rules.rules.iter().filter(|rule| rule.on.meets(tool, |field| payload.field(field)));
     let mut file = None;
     let mut failed = None;
@@ -55,7 +55,7 @@ fn note(call: &Call<'_>) -> anyhow::Result<()> {
             failed.get_or_insert(e);
         }
     }
-    failed.map_or(Ok(()), |e| Err(e.into()))
+    failed.map_or(Ok(false), |e| Err(e.into()))
 }
 
 /// The file that a call works on, absolute: of one with two names, through a link, the one below the project.

@@ -107,12 +107,13 @@ pub(super) fn act(
     concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool,
     act: impl FnOnce(&mut Scene) -> anyhow::Result<Held>,
 ) -> anyhow::Result<Held> {
-    act_and_note(|_| Ok(()), concerns, act)
+    act_and_note(|_| Ok(false), concerns, act)
 }
 
-/// As [`act`], for a hook that also notes calls which rules are to start after, by `note`, whatever runs are open.
+/// As [`act`], for a hook that also notes calls which rules are to start after, by `note`, whatever runs are open. Where that
+/// has brought the session another run, it returns true.
 pub(super) fn act_and_note(
-    note: impl FnOnce(&Call<'_>) -> anyhow::Result<()>,
+    note: impl FnOnce(&Call<'_>) -> anyhow::Result<bool>,
     concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool,
     act: impl FnOnce(&mut Scene) -> anyhow::Result<Held>,
 ) -> anyhow::Result<Held> {
@@ -141,7 +142,7 @@ pub(super) fn always(_: &Payload, _: &RunDir, _: &Glance<'_>) -> bool {
 
 /// As [`act`], for who acts by itself.
 pub(super) fn look(
-    note: impl FnOnce(&Call<'_>) -> anyhow::Result<()>,
+    note: impl FnOnce(&Call<'_>) -> anyhow::Result<bool>,
     concerns: impl Fn(&Payload, &RunDir, &Glance<'_>) -> bool,
 ) -> anyhow::Result<Option<Scene>> {
     let Some(state) = State::existing()? else { return Ok(None) };
@@ -152,7 +153,7 @@ pub(super) fn look(
     }
     let payload = input::read()?;
     let said = payload.session_id.as_deref().and_then(|s| SessionId::new(s).ok());
-    let (id, session) = match (said, known) {
+    let (id, mut session) = match (said, known) {
         (Some(said), Some((id, session))) if said == id => (id, session),
         (Some(said), _) => match load(&state, &said)? {
             Some(session) => (said, session),
@@ -166,11 +167,13 @@ pub(super) fn look(
     }
     let event = payload.hook_event_name.clone().context("the client did not name the event")?;
     let rules = &session.tool_rules;
-    if !rules.rules.is_empty()
-        && let Err(e) = note(&Call { state: &state, id: &id, rules, payload: &payload })
-    {
-        // What runs have to say is said all the same.
-        hooklog::note(state.path(), "after-tool", 0, Some(&format!("{e:#}")), Some(id.as_str()));
+    if !rules.rules.is_empty() {
+        match note(&Call { state: &state, id: &id, rules, payload: &payload }) {
+            Ok(true) => session = load(&state, &id)?.unwrap_or_default(),
+            Ok(false) => {}
+            // What runs have to say is said all the same.
+            Err(e) => hooklog::note(state.path(), "after-tool", 0, Some(&format!("{e:#}")), Some(id.as_str())),
+        }
     }
     let runs = open_runs(&state, &id, &session, |folder, glance| concerns(&payload, folder, glance))?;
     if runs.is_empty() {

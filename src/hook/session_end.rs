@@ -13,7 +13,7 @@ use crate::store::turn;
 const REASON: usize = 64;
 
 pub(super) fn run() -> anyhow::Result<Held> {
-    let Some(scene) = scene::look(|_| Ok(()), scene::always)? else { return Ok(0) };
+    let Some(scene) = scene::look(|_| Ok(false), scene::always)? else { return Ok(0) };
     let reason: String = scene.payload.reason.as_deref().unwrap_or("other").chars().take(REASON).collect();
     over(&scene, &scene.id, reason)?;
     scene.ring_watcher();

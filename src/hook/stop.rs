@@ -7,19 +7,23 @@
 
 use std::time::Duration;
 
-use crate::actor::crew;
+use crate::actor::{crew, starter};
 use crate::hook::answer::Answer;
-use crate::hook::scene::{self, Scene};
+use crate::hook::input::Payload;
+use crate::hook::scene::{self, Call, Scene};
 use crate::hook::{Held, deliver, extend};
 use crate::logic::conductor::{self, MAX_STOPS};
 use crate::logic::signals::Occasion;
 use crate::logic::wake::Concern;
 use crate::model::event::{self, Body, Decision, Draft};
 use crate::model::plan::Gate;
+use crate::store::client;
 use crate::store::session;
+use crate::store::triggers::Trigger;
 use crate::store::turn;
 use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
+use crate::sys::poll;
 use crate::sys::signals::Deadline;
 
 /// The longest wait without looking whether the workers are alive.
@@ -27,6 +31,9 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// The same where nobody can ring to say that the user has typed.
 const MUTE_LOOK: Duration = Duration::from_secs(1);
+
+/// How long a rule may take to begin; one that may not begin now is not waited for any longer.
+const BEGIN: Duration = Duration::from_secs(3);
 
 /// How a hold ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,20 +49,52 @@ enum Over {
 }
 
 pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
-    scene::act(scene::always, |scene| {
-        if !scene.payload.is_main() {
-            return Ok(0);
+    scene::act_and_note(
+        |call| begin_checks(call, deadline),
+        scene::always,
+        |scene| {
+            if !scene.payload.is_main() {
+                return Ok(0);
+            }
+            // Of two installations that call it for the same turn, one holds and answers.
+            let Some(turn) = turn::stop(scene.state.path(), &scene.id)? else { return Ok(0) };
+            let held = answer(scene, deadline);
+            turn.end(scene.goes_on)?;
+            if !scene.goes_on {
+                // From here on the session is idle: what nobody was told may wake it.
+                scene.ring_watcher();
+            }
+            held
+        },
+    )
+}
+
+/// The turn that ends makes no further call: rules that wait until calls are quiet begin now, so that what they start is held
+/// for like anything else. Whether one did.
+fn begin_checks(call: &Call<'_>, deadline: &Deadline) -> anyhow::Result<bool> {
+    let Call { state, id, rules, payload } = call;
+    if !payload.is_main() || goes_on_by_itself(payload) {
+        return Ok(false);
+    }
+    let mut pending = Vec::new();
+    for rule in &rules.rules {
+        let trigger = Trigger::of(state, id, &rule.name)?;
+        if trigger.hush()? {
+            starter::ensure(&trigger, &rules.project, id, &rule.name, client::current)?;
+            pending.push(trigger);
         }
-        // Of two installations that call it for the same turn, one holds and answers.
-        let Some(turn) = turn::stop(scene.state.path(), &scene.id)? else { return Ok(0) };
-        let held = answer(scene, deadline);
-        turn.end(scene.goes_on)?;
-        if !scene.goes_on {
-            // From here on the session is idle: what nobody was told may wake it.
-            scene.ring_watcher();
-        }
-        held
-    })
+    }
+    if pending.is_empty() {
+        return Ok(false);
+    }
+    extend(deadline, BEGIN)?;
+    let begun = clock::mono_ms();
+    while !pending.is_empty() && Duration::from_millis(clock::mono_ms().saturating_sub(begun)) < BEGIN {
+        poll::wait(&[], Some(Duration::from_millis(10)))?;
+        pending.retain(|trigger| trigger.calls().is_ok_and(|calls| calls.is_some()));
+    }
+    extend(deadline, Duration::ZERO)?;
+    Ok(true)
 }
 
 fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
@@ -99,7 +138,7 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
         view.conductor.hold.as_ms().saturating_sub(spent)
     });
     let budget = Duration::from_millis(budget.max().unwrap_or(0));
-    let goes_on = goes_on_by_itself(scene);
+    let goes_on = goes_on_by_itself(&scene.payload);
     let mut bells: Vec<Bell> = Vec::new();
     loop {
         bells.iter().for_each(Bell::drain);
@@ -140,8 +179,8 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
 
 /// Whether the client goes on by itself after this Stop: a subagent or a command of its own runs beside the conversation, and
 /// its end begins another turn. A monitor may run for ever, and a session that nobody wakes must not lose what comes later.
-fn goes_on_by_itself(scene: &Scene) -> bool {
-    scene.payload.background.iter().any(|kind| kind == "subagent" || kind == "shell")
+fn goes_on_by_itself(payload: &Payload) -> bool {
+    payload.background.iter().any(|kind| kind == "subagent" || kind == "shell")
 }
 
 /// What still runs in runs whose gate is `block`, once a prompt: whatever is said later comes with news. Only of runs that

@@ -46,7 +46,7 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Option<Woken>> {
         return Ok(None);
     }
     let termination = signals::catch_termination()?;
-    let Some(mut scene) = scene::look(|_| Ok(()), scene::always)? else { return Ok(None) };
+    let Some(mut scene) = scene::look(|_| Ok(false), scene::always)? else { return Ok(None) };
     let Some(client) = client::current().filter(|_| scene.payload.is_main()) else { return Ok(None) };
     NAME.clone_into(&mut scene.event);
     let mut watcher = Watcher {

@@ -835,6 +835,34 @@ mod tests {
     }
 
     #[test]
+    fn when_the_budget_for_news_is_spent_only_what_matters_is_told_in_short() {
+        let delivered = |chars| {
+            Body::Delivered(crate::model::event::Delivered {
+                news: Vec::new(),
+                signals: Vec::new(),
+                chars,
+                hook: "PostToolBatch".into(),
+                session: "s".into(),
+                prompt_id: None,
+                more: false,
+            })
+        };
+        let mut view = begun((0..9).map(|i| task(&format!("t{i}"))).collect());
+        view.conductor.news_tokens = 100;
+        tell(&mut view, Some("t0"), done("fine"));
+        tell(&mut view, None, delivered(399));
+        assert!(told(&view, 4000).text.contains("t0"));
+        tell(&mut view, None, delivered(1));
+        assert_eq!(told(&view, 4000), Message::default(), "what is done can wait");
+        assert!(!has_news(&view, Occasion::Step, NOW));
+        tell(&mut view, Some("t1"), failed("exit 3"));
+        let message = told(&view, 4000);
+        assert!(message.text.starts_with("W1 failed: t1 (exit 3)") && message.text.contains("t0"), "{}", message.text);
+        assert!(message.text.chars().count() <= SHORT_CHARS);
+        assert_eq!(message.news.len(), 2);
+    }
+
+    #[test]
     fn the_announcement_of_a_run_is_short_whatever_its_tasks_are_called() {
         let mut tasks: Vec<Task> = (0..500).map(|i| task(&format!("{}{i}", "x".repeat(60)))).collect();
         tasks[0].title = Some("é\n<b>".repeat(100));

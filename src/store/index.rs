@@ -264,8 +264,11 @@ mod tests {
     use super::*;
     use crate::base::ids::{TaskId, WorkerNo};
     use crate::logic::simulation::{done, plan, task};
-    use crate::model::event::{Answer, Awaited, Body, Decision, Draft, Observed, Process, Progress, Reason, Started};
+    use crate::model::event::{
+        Answer, Awaited, Body, Decision, Draft, Observed, Process, Progress, Reason, Signal, SignalReleased, Started,
+    };
     use crate::model::plan::{Merge, OnClaimed};
+    use crate::model::signal::Addressee;
     use crate::store::home::State;
     use crate::store::log;
     use crate::store::run::{Origin, Run, RunDir, new_id};
@@ -472,9 +475,18 @@ mod tests {
             Body::Observed(observed),
             Body::Awaited(Awaited { id: 4, matcher: Some("Read".into()), done: false }),
             Body::Awaited(Awaited { id: 4, matcher: None, done: true }),
+            Body::SignalReleased(SignalReleased { id: None, reason: "x".into() }),
             done("fine"),
         ]);
-        let body = prop_oneof![3 => progress, 1 => decision, 4 => others];
+        let hook = prop::sample::select(vec![Addressee::PreToolUse, Addressee::PostToolUse, Addressee::Stop]);
+        let matcher = prop::sample::select(vec![None, Some("Bash(x*)"), Some("*(a.py)"), Some("Edit")]);
+        let signal =
+            (hook, 0..4_i32, matcher, any::<bool>(), any::<bool>()).prop_map(|(hook, exit, m, own, sticky)| {
+                let (matcher, expires) = (m.map(str::to_owned), sticky.then_some(9));
+                let message = Some("so".to_owned());
+                Body::Signal(Signal { id: 0, hook, exit, message, data: None, matcher, own, sticky, expires })
+            });
+        let body = prop_oneof![3 => progress, 1 => decision, 2 => signal, 4 => others];
         (task, 1..3_u32, 1..3_u32, body).prop_map(|(task, attempt, worker, body)| match body {
             Body::WorkerStarted(_) | Body::WorkerExited(_) => Draft::worker(WorkerNo(worker), body),
             Body::Decision(_) => Draft::run(body),

@@ -98,6 +98,16 @@ impl Trigger {
         Ok(Some(Calls::of(&bytes)).filter(|calls| calls.count > 0))
     }
 
+    /// Says that no further call is to be waited for: the turn that made them ends. Whether there were any.
+    pub fn hush(&self) -> io::Result<bool> {
+        let (held, bytes) = self.locked()?;
+        let calls = Calls::of(&bytes);
+        if calls.count > 0 && calls.last_ms > 0 {
+            held.write_all_at(Calls { last_ms: 0, ..calls.clone() }.first_line().as_bytes(), 0)?;
+        }
+        Ok(calls.count > 0)
+    }
+
     /// Takes calls out; what was noted since they were read stays.
     pub fn take(&self, calls: &Calls) -> io::Result<()> {
         let (held, bytes) = self.locked()?;
