@@ -43,6 +43,9 @@ mod tests {
         ("stop", "Stop"),
     ];
 
+    /// Calls so far.
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+
     /// A task does what it is told by its pipe, and ends when it is told to.
     const TASK: &str = r#"exec < "$HOME/$CPW_ITEM"
         while read -r word rest; do case $word in
@@ -182,7 +185,6 @@ mod tests {
         fn read(&self, name: &str) -> Value {
             let file = self.world.project().join(format!("{name}.txt"));
             // No two calls have the same id.
-            static CALLS: AtomicUsize = AtomicUsize::new(0);
             let id = format!("toolu_{}", CALLS.fetch_add(1, Ordering::Relaxed));
             json!({"tool_name": "Read", "tool_input": {"file_path": file}, "tool_use_id": id})
         }

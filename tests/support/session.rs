@@ -4,7 +4,7 @@
 //! to a hook is here as well: it is not called, killed at some moment, interrupted, or nobody reads what it says.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ pub(crate) enum Fate {
     KilledAtAnswer,
     /// SIGKILL as soon as the file grows.
     KilledAtWrite(PathBuf),
-    /// Nobody reads its answer: the reader closes the pipe.
+    /// What it says cannot be written.
     Unread,
 }
 
@@ -289,16 +289,16 @@ impl Hook {
     /// Starts a hook's command and says `payload` to it.
     pub(crate) fn start(mut command: Command, event: &str, payload: &[u8], fate: Fate) -> Hook {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if fate == Fate::Unread {
+            // No pipe with a closed end: another child that is being started may hold that end open for a moment.
+            command.stdout(File::options().write(true).open("/dev/full").expect("/dev/full"));
+        }
         let watched = match &fate {
             Fate::KilledAtWrite(path) => Some((path.clone(), length(path))),
             _ => None,
         };
         let mut child = command.spawn().expect("the hook starts");
-        let mut stdout = child.stdout.take();
-        if fate == Fate::Unread {
-            // Before it is told anything: to drop the pipe is to close it.
-            stdout = None;
-        }
+        let stdout = child.stdout.take();
         let group = Pid::from_raw(child.id().cast_signed());
         // As long as it is not waited for, its number is nobody else's.
         let end = move || kill(group, Signal::SIGKILL).unwrap_or(());
