@@ -163,6 +163,12 @@ mod tests {
             self.until(|| self.events().iter().any(|e| e["t"] == "run_ended"));
         }
 
+        fn run_id(&self) -> String {
+            let runs = fs::read_dir(self.world.project().join(".claude/runs")).into_iter().flatten().flatten();
+            let names = runs.filter(|run| run.path().join("events.jsonl").exists()).map(|run| run.file_name());
+            names.map(|n| n.to_string_lossy().into_owned()).next().expect("a run")
+        }
+
         fn pid_of_worker(&self, task: &str) -> Pid {
             let events = self.events();
             let worker =
@@ -291,6 +297,59 @@ mod tests {
             assert!(held.join().expect("it ends").contains("look at this"));
         });
         s.finish();
+    }
+
+    /// Begins a Stop, does something once it holds, and returns what it says when it ends by that.
+    fn lets_go_of(s: &Session, act: impl FnOnce()) -> String {
+        std::thread::scope(|scope| {
+            let held = scope.spawn(|| s.stop());
+            s.until(|| is_held(&s.world.project()));
+            act();
+            let ended = wait_for(LIMIT, || held.is_finished().then_some(()));
+            // Whatever comes of it, nobody may be left waiting.
+            s.finish();
+            assert!(ended.is_some(), "it holds on");
+            held.join().expect("it ends")
+        })
+    }
+
+    #[test]
+    fn a_stop_lets_go_of_a_run_that_another_session_takes_over() {
+        let s = Session::new(&json!({"hold": "10m"}), &json!({}));
+        let run = s.run_id();
+        let other = "22222222-c86a-4ce8-8596-eab74720765d";
+        let told = lets_go_of(&s, || {
+            let out = s.world.cpw(&["adopt", &run, "--session", other, "--force"]).output().expect("cpw runs");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        });
+        assert_eq!(told, "");
+        let stop = json!({"stop_hook_active": false});
+        assert!(answer(&s.hook_of(other, "stop", "Stop", &stop)).1.contains("All workers"), "the news is the other's");
+    }
+
+    #[test]
+    fn a_stop_lets_go_when_cpw_is_switched_off() {
+        let s = Session::new(&json!({"hold": "10m"}), &json!({}));
+        let told = lets_go_of(&s, || {
+            assert!(s.world.cpw(&["off"]).output().expect("cpw runs").status.success());
+        });
+        assert_eq!(told, "");
+    }
+
+    #[test]
+    fn what_was_typed_before_a_reboot_does_not_end_a_hold_after_it() {
+        let s = Session::new(&json!({"hold": "10m"}), &json!({}));
+        let record = s.world.state().join("sessions").join(SESSION);
+        let before = fs::read_to_string(&record).expect("the session's record");
+        // The clock of the boot before had come further.
+        fs::write(&record, format!("{before}{{\"t\":\"let_go\",\"mono_ms\":1000000000000000}}\n")).expect("a file");
+        std::thread::scope(|scope| {
+            let held = scope.spawn(|| s.stop());
+            let is_held = wait_for(LIMIT, || (is_held(&s.world.project()) || held.is_finished()).then_some(()));
+            s.finish();
+            assert!(is_held.is_some());
+            assert!(held.join().expect("it ends").contains("All workers of rule go are finished"));
+        });
     }
 
     #[test]

@@ -272,6 +272,12 @@ fn close_run(state: &State, id: &SessionId, run: crate::base::ids::RunId) -> any
 }
 
 impl Scene {
+    /// Whether cpw was switched off since the hook began; `session` is the record as it is now.
+    pub(super) fn is_off(&self, session: &Session) -> bool {
+        let here = || project(&self.payload).is_ok_and(|p| switch::is_off(&self.state, &p, Some(&self.id)));
+        session.off || (switch::is_any_off(&self.state) && here())
+    }
+
     /// Makes who watches over the session look.
     pub(super) fn ring_watcher(&self) {
         for run in &self.runs {

@@ -42,7 +42,7 @@ enum Over {
     Ended,
     /// The time for it is spent.
     Spent,
-    /// The user typed.
+    /// The user typed, or switched cpw off.
     LetGo,
     /// A task says that the session must not stop before it has heard it.
     Needed,
@@ -140,11 +140,17 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
     let budget = Duration::from_millis(budget.max().unwrap_or(0));
     let goes_on = goes_on_by_itself(&scene.payload);
     let mut bells: Vec<Bell> = Vec::new();
+    let mut stale = None;
     loop {
         bells.iter().for_each(Bell::drain);
         let mut waiting = false;
         for run in &mut scene.runs {
             run.refresh()?;
+        }
+        // A run that another session has taken over meanwhile is no reason to stay.
+        let Scene { runs, id, .. } = scene;
+        runs.retain(|run| run.is_of(id));
+        for run in &mut scene.runs {
             let holds = run.hooked.view.conductor.gate == Gate::Hold;
             waiting |= holds && crew::tend(&run.folder, &mut run.hooked)?;
         }
@@ -168,8 +174,14 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
         if left.is_zero() {
             return Ok(Over::Spent);
         }
-        if session::load(scene.state.path(), &scene.id)?.is_some_and(|s| s.let_go_ms >= begun) {
+        let session = session::load_open(scene.state.path(), &scene.id)?.unwrap_or_default();
+        // What lies ahead at the first look is of another boot, whose clock had gone further.
+        let stale = *stale.get_or_insert(if session.let_go_ms > clock::mono_ms() { session.let_go_ms } else { 0 });
+        if session.let_go_ms >= begun && session.let_go_ms != stale {
             scene.goes_on = true;
+            return Ok(Over::LetGo);
+        }
+        if scene.is_off(&session) {
             return Ok(Over::LetGo);
         }
         let look = if bells.iter().any(|bell| bell.name().is_none()) { MUTE_LOOK } else { LOOK };

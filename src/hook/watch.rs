@@ -22,7 +22,6 @@ use crate::store::client;
 use crate::store::hooklog;
 use crate::store::run::HOOK_LOCK;
 use crate::store::session::{self, Entry, Locked, OwnRun, Session};
-use crate::store::switch;
 use crate::store::turn::{self, Watch, Watching};
 use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
@@ -154,11 +153,7 @@ impl Watcher<'_> {
     fn is_over(&self, session: &Session) -> bool {
         let scene = &self.scene;
         let elsewhere = session.client.as_ref().is_some_and(|client| *client != self.client);
-        let off = session.off
-            || switch::is_any_off(&scene.state)
-                && scene::project(&scene.payload)
-                    .is_ok_and(|project| switch::is_off(&scene.state, &project, Some(&scene.id)));
-        session.over.is_some() || elsewhere || off
+        session.over.is_some() || elsewhere || scene.is_off(session)
     }
 
     /// Whether nothing has come that this watcher has not looked at.

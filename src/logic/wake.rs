@@ -173,8 +173,8 @@ impl Wake {
             Body::WorkerStarted(_) => {
                 self.concerns.insert(Concern::Lead);
             }
-            // The client is to be watched, and who watches over the session that had the run lets go of it.
-            Body::Adopted(_) => self.concerns.extend([Concern::Lead, Concern::News]),
+            // The client is to be watched, and who watches over or holds the session that had the run lets go of it.
+            Body::Adopted(_) => self.concerns.extend([Concern::Lead, Concern::News, Concern::Stop]),
             Body::Checkpoint(_) => {
                 self.concerns.extend(event.task.clone().map(Concern::Task));
                 self.concerns.insert(Concern::Lead);
