@@ -291,7 +291,7 @@ impl Operation {
         let acknowledged = match self.name {
             "prompt" => context.contains("cpw has started"),
             "claim" => said["permissionDecision"] == "deny",
-            "merge" => said.get("updatedInput").is_some(),
+            "merge" => said.get("updatedInput").is_some() || (!must && said["permissionDecision"] == "deny"),
             "news" | "stop" => context.contains("done"),
             "isolated" if must => scratch.ledger()?.has("run_ended", &[("status", "ok")]),
             "clean" => done.is_ok() && done.out.starts_with("removed "),
@@ -314,7 +314,7 @@ impl Operation {
             return Err("its answer is for another event".into());
         }
         let decision = specific["permissionDecision"].as_str();
-        if decision.is_some_and(|d| d != "deny") || (decision.is_some() && self.name != "claim") {
+        if decision.is_some_and(|d| d != "deny") || (decision.is_some() && !["claim", "merge"].contains(&self.name)) {
             return Err("it decided what it may not".into());
         }
         Ok(specific)
@@ -328,16 +328,18 @@ impl Operation {
         match self.name {
             "prompt" => check(ledger?.has("run_started", &[("session", SESSION)]), "the run is in the log"),
             "claim" => check(ledger?.has("decision", &[("answer", "block")]), "the refusal is in the log"),
+            // What is there and cannot be read is named; it is never passed over.
+            "merge" if said["permissionDecision"] == "deny" => {
+                check(ledger?.has("decision", &[("answer", "block")]), "the refusal is in the log")?;
+                let reason = said["permissionDecisionReason"].as_str().unwrap_or_default();
+                let named = |task: &str| reason.contains(&format!("/out/{task}.1/"));
+                check(named("api") && named("db"), &format!("all results are named in {reason:?}"))
+            }
             "merge" => {
                 check(ledger?.has("decision", &[("answer", "rewrite")]), "the rewrite is in the log")?;
                 let content = said["updatedInput"]["content"].as_str().unwrap_or_default();
-                // What is there and cannot be read is named; it is never passed over.
                 let has = |item: &str| content.contains(&format!("Findings about {item}"));
-                let named = |task: &str| {
-                    content.contains("(could not be read: ") && content.contains(&format!("/out/{task}.1/"))
-                };
-                let all =
-                    content.contains("# Report") && (has("api.py") || named("api")) && (has("db.py") || named("db"));
+                let all = content.contains("# Report") && has("api.py") && has("db.py");
                 check(all, &format!("all results are in {content:?}"))
             }
             "run" => {
