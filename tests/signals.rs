@@ -372,6 +372,38 @@ mod tests {
     }
 
     #[test]
+    fn what_the_session_must_hear_is_not_lost_among_what_holds_calls_back() {
+        let s = Session::new(&off(), &json!({"critical": true}));
+        s.end("plain", 3);
+        let (code, said) = s.run(
+            "free",
+            "i=0; while [ $i -lt 40 ]; do cpw signal --hook pre-tool-use --exit 2 --match \"Bash(x$i*)\" \
+            --message \"number $i\" >/dev/null || exit 1; i=$((i + 1)); done",
+        );
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(s.bash("x0").0, "", "the oldest of them makes room");
+        assert!(s.bash("x39").0.contains("number 39"));
+        s.signal("free", "--hook post-tool-use --exit 0 --message 'by the way'");
+        assert!(s.stop().contains("CRITICAL: plain failed"));
+        s.finish();
+    }
+
+    #[test]
+    fn a_call_that_two_installations_ask_about_is_refused_once() {
+        let s = Session::new(&off(), &json!({}));
+        s.signal("free", "--hook pre-tool-use --exit 2 --message 'not now'");
+        let mut refused = 0;
+        for n in 0..30 {
+            let call =
+                json!({"tool_name": "Bash", "tool_input": {"command": "ls"}, "tool_use_id": format!("toolu_d_{n}")});
+            let answers = [0, 1].map(|_| answer(&s.hook("pre-tool-use", "PreToolUse", &call)).0);
+            refused += usize::from(answers.iter().any(|why| why.contains("not now")));
+        }
+        assert_eq!(refused, 20);
+        s.finish();
+    }
+
+    #[test]
     fn the_failure_of_a_critical_task_and_what_it_costs_are_told_before_the_session_stops() {
         let s = Session::new(&off(), &json!({"critical": true, "title": "Production deployment", "needs": ["free"]}));
         // The second task needs the first one, so that only the first runs.

@@ -82,8 +82,12 @@ fn deny(scene: &mut Scene, i: usize, signal: &Signal, about: &About) -> anyhow::
     let shown = run.shown();
     let refused = run.hooked.view.refusals.get(&signal_key(signal.id)).copied().unwrap_or(0);
     let text = signals::refusal(signal, &run.hooked.view, &shown, now(), refused);
-    // What was taken back, or spent, until the lock was free holds nothing back.
+    // What was taken back, or spent, until the lock was free holds nothing back; and a call that two installations ask about
+    // counts once.
     let holds = run.hooked.transact(&run.folder, |tx| {
+        if tx.fold.answer_to(decision.tool_use_id.as_deref(), &signal_key(signal.id)).is_some() {
+            return Ok(true);
+        }
         let holds = tx.fold.signals.iter().any(|s| s.id == signal.id && s.is_barrier());
         if holds {
             tx.emit(Draft::task(&signal.task, Body::Decision(decision)))?;

@@ -173,10 +173,15 @@ impl View {
             return;
         }
         if self.signals.len() >= MAX_SIGNALS {
-            // What blocks is worth more than what informs, and what is newer more than what is older.
-            let least = self.signals.iter().position(|s| !s.blocks).unwrap_or(0);
-            self.signals.remove(least);
+            // What blocks is worth more than what informs, most of all what the session must hear before it stops; and what
+            // is newer more than what is older.
+            let worth = |s: &Signal| (s.blocks, s.blocks && s.hook == Addressee::Stop, s.critical.is_some());
             self.signals_dropped = self.signals_dropped.saturating_add(1);
+            let least = self.signals.iter().enumerate().min_by_key(|(_, s)| worth(s));
+            match least {
+                Some((at, least)) if worth(least) <= worth(&new) => drop(self.signals.remove(at)),
+                _ => return,
+            }
         }
         self.signals.push(new);
     }
@@ -325,10 +330,12 @@ pub fn refusal(s: &Signal, view: &View, shown: &str, now: Now<'_>, refused: u32)
     };
     out.push_str(&until);
     if refused >= MAX_REFUSALS {
+        // Of a sticky one the task may be long over.
+        let way = if s.sticky { "with `cpw off`" } else { "by cancelling the task" };
         let _ = write!(
             out,
             " It has been refused {refused} times and will be until then; other calls are free, and the user can end it \
-             by cancelling the task."
+             {way}."
         );
     }
     out

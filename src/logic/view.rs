@@ -686,8 +686,10 @@ impl View {
         if let Some(id) = p.signal {
             match p.answer {
                 Answer::Block => {
-                    *self.refusals.entry(signal_key(id)).or_insert(0) += 1;
+                    let key = signal_key(id);
+                    *self.refusals.entry(key.clone()).or_insert(0) += 1;
                     self.refused_for(id);
+                    self.remember(p.tool_use_id.as_deref(), key, p.answer);
                 }
                 Answer::Inject => self.told_signals(&[id]),
                 Answer::Rewrite | Answer::Held | Answer::Wake => {}
@@ -739,10 +741,15 @@ impl View {
             }
             Answer::Wake => {}
         }
-        if let Some(id) = &p.tool_use_id {
+        self.remember(p.tool_use_id.as_deref(), key, p.answer);
+    }
+
+    /// Remembers how a call was answered, for whoever asks about it once more.
+    fn remember(&mut self, tool_use_id: Option<&str>, key: String, answer: Answer) {
+        if let Some(id) = tool_use_id {
             let excess = (self.answered.len() + 1).saturating_sub(MAX_ANSWERED);
             self.answered.drain(..excess);
-            self.answered.push(Answered { tool_use_id: id.clone(), key, answer: p.answer });
+            self.answered.push(Answered { tool_use_id: id.to_owned(), key, answer });
         }
     }
 
