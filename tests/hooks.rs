@@ -596,6 +596,26 @@ mod tests {
         assert!(said.context().contains("2 done"), "{said:?}");
     }
 
+    /// A run that is damaged while Stop waits.
+    #[test]
+    fn stop_hands_over_what_it_can_where_one_of_two_runs_is_gone() {
+        let world = project(&json!({"hold": "10m"}));
+        let mut config = config(&json!({"hold": "10m"}));
+        let second = json!({"name": "second", "when": {"prompt": "(?i)\\banaly[sz]e\\b"}, "tasks": [{"id": "quick", "shell": "echo ready"}]});
+        config["rules"].as_array_mut().expect("a list").push(second);
+        world.write(".claude/cpw.json", &config.to_string());
+        allow(&world);
+        prompt(&world, "p1");
+        wait_until("the second run", || events(&world).iter().any(|e| e["t"] == "run_ended"));
+        let (child, event) = begin(&world, "stop", &json!({}));
+        wait_for_hold(&world);
+        let gone = runs(&world).into_iter().find(|run| !events_of(run).iter().any(|e| e["t"] == "run_ended"));
+        let gone = gone.expect("the first run");
+        fs::rename(gone.join("events.jsonl"), gone.join("elsewhere")).expect("its log");
+        assert!(answer(child, event, "a run is gone").context().contains("All workers of rule second are finished"));
+        ["api", "db"].into_iter().for_each(|task| let_end(&world, task));
+    }
+
     #[test]
     fn stop_of_gate_block_answers_at_once_and_only_with_something_new() {
         let world = project(&json!({"gate": "block"}));

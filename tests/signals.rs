@@ -372,6 +372,22 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_that_may_hand_over_nothing_more_does_not_hold() {
+        let s = Session::new(&json!({"hold": "10m"}), &json!({}));
+        for n in 0..3 {
+            s.signal("free", &format!("--hook stop --exit 2 --message 'number {n}'"));
+            assert!(s.stop().contains(&format!("number {n}")));
+        }
+        std::thread::scope(|scope| {
+            let stop = scope.spawn(|| s.stop());
+            let ended = wait_for(LIMIT, || stop.is_finished().then_some(()));
+            s.finish();
+            assert!(ended.is_some(), "it holds");
+            assert_eq!(stop.join().expect("it ends"), "");
+        });
+    }
+
+    #[test]
     fn what_the_session_must_hear_is_not_lost_among_what_holds_calls_back() {
         let s = Session::new(&off(), &json!({"critical": true}));
         s.end("plain", 3);

@@ -252,6 +252,27 @@ mod tests {
     }
 
     #[test]
+    fn a_check_that_never_passes_keeps_the_session_from_stopping_three_times() {
+        let world = project("1ms");
+        go(&world);
+        let session = Session::new(&world, "s-1");
+        let mut told = Vec::new();
+        for n in 1..=5 {
+            session.edit("api.py");
+            wait_until(&world, "a run after the edit", || {
+                let runs = events(&world);
+                runs.iter().filter(|run| run.iter().any(|e| e["t"] == "run_ended")).count() == n
+            });
+            let stop = session.start("stop", "Stop", &json!({"stop_hook_active": n > 1}));
+            let out = stop.wait_with_output().expect("it is our child");
+            assert!(out.status.success(), "{out:?}");
+            told.push(String::from_utf8_lossy(&out.stdout).contains("All workers"));
+        }
+        assert_eq!(told, [true, true, true, false, false]);
+        settle(&world);
+    }
+
+    #[test]
     fn sessions_have_runs_of_their_own() {
         let world = project("0s");
         let (one, two) = (Session::new(&world, "s-1"), Session::new(&world, "s-2"));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::actor::crew;
 use crate::base::env;
 use crate::base::ids::SessionId;
 use crate::hook::Held;
@@ -276,6 +277,19 @@ impl Scene {
     pub(super) fn is_off(&self, session: &Session) -> bool {
         let here = || project(&self.payload).is_ok_and(|p| switch::is_off(&self.state, &p, Some(&self.id)));
         session.off || (switch::is_any_off(&self.state) && here())
+    }
+
+    /// Sees to it that somebody works on each run. Where that fails in one, the others have theirs, and the session its news,
+    /// before the first error counts.
+    pub(super) fn tend(&mut self) -> anyhow::Result<()> {
+        let tended = self.runs.iter_mut().map(|run| crew::tend(&run.folder, &mut run.hooked));
+        let failed: Vec<LogError> = tended.filter_map(Result::err).collect();
+        failed.into_iter().next().map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Writes down what was wrong and has not ended the hook.
+    pub(super) fn note(&self, e: &anyhow::Error) {
+        hooklog::note(self.state.path(), &self.event, 0, Some(&format!("{e:#}")), Some(self.id.as_str()));
     }
 
     /// Makes who watches over the session look.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::actor::{crew, starter};
 use crate::hook::answer::Answer;
 use crate::hook::input::Payload;
-use crate::hook::scene::{self, Call, Scene};
+use crate::hook::scene::{self, Call, Open, Scene};
 use crate::hook::{Held, deliver, extend};
 use crate::logic::conductor::{self, MAX_STOPS};
 use crate::logic::signals::Occasion;
@@ -58,7 +58,7 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
             }
             // Of two installations that call it for the same turn, one holds and answers.
             let Some(turn) = turn::stop(scene.state.path(), &scene.id)? else { return Ok(0) };
-            let held = answer(scene, deadline);
+            let held = answer(scene, deadline, &turn);
             turn.end(scene.goes_on)?;
             if !scene.goes_on {
                 // From here on the session is idle: what nobody was told may wake it.
@@ -97,12 +97,26 @@ fn begin_checks(call: &Call<'_>, deadline: &Deadline) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
+fn answer(scene: &mut Scene, deadline: &Deadline, turn: &turn::Stop) -> anyhow::Result<Held> {
+    let prompt = scene.payload.prompt_id.clone().unwrap_or_default();
+    // A client that does not tell prompts apart tells at least when the model stops for the first time.
+    let first = prompt.is_empty() && !scene.payload.stop_hook_active;
+    let mut said = scene.runs.iter().filter_map(|r| r.hooked.view.stops.as_ref());
+    let of_one = !first && said.any(|(p, n)| *p == prompt && *n >= MAX_STOPS);
+    // Runs of rules on tool calls can come one after the other as long as the model goes on.
+    let told = if first { 0 } else { turn.told(&prompt)? };
+    let of_all = told >= MAX_STOPS && !scene.runs.iter().any(|r| r.hooked.view.needs_the_session(scene::now()));
+    if of_one || of_all {
+        // Nothing would be handed over in the end: who waited would have waited for nothing.
+        return scene.tend().map(|()| 0);
+    }
     let begun = clock::mono_ms();
     let over = hold(scene, deadline, begun)?;
     let held = clock::mono_ms().saturating_sub(begun);
     extend(deadline, Duration::ZERO)?;
-    record_hold(scene, held)?;
+    if let Err(e) = record_hold(scene, held) {
+        scene.note(&e);
+    }
     if over == Over::LetGo {
         return Ok(held);
     }
@@ -111,13 +125,8 @@ fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
     if let (Over::Spent, Some(line)) = (over, &running) {
         answer = answer.for_user(format!("cpw: {line}; `cpw status` shows more"));
     }
-    let prompt = scene.payload.prompt_id.clone().unwrap_or_default();
-    let said = scene.runs.iter().filter_map(|r| r.hooked.view.stops.as_ref());
-    // A client that does not tell prompts apart tells at least when the model stops for the first time.
-    let first = prompt.is_empty() && !scene.payload.stop_hook_active;
-    let too_often = !first && said.filter(|(p, _)| *p == prompt).any(|(_, n)| *n >= MAX_STOPS);
     let off = scene.runs.iter().all(|r| r.hooked.view.conductor.gate == Gate::Off);
-    if too_often || (off && over != Over::Needed) {
+    if off && over != Over::Needed {
         answer.send(&scene.event);
         return Ok(held);
     }
@@ -125,12 +134,35 @@ fn answer(scene: &mut Scene, deadline: &Deadline) -> anyhow::Result<Held> {
     for (i, line) in blocking(scene, &prompt)? {
         parcel.add(scene, i, &line)?;
     }
+    if !parcel.text.is_empty() {
+        turn.tell(&prompt, told)?;
+    }
     parcel.send(scene, answer)?;
     Ok(held)
 }
 
 /// Waits until nothing is left to wait for.
 fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Over> {
+    let mut failed = None;
+    let over = hold_while(scene, deadline, begun, &mut failed);
+    if let Some(e) = failed {
+        scene.note(&e);
+    }
+    over
+}
+
+/// Whether a run is one to wait for: somebody works on it.
+fn look(run: &mut Open) -> anyhow::Result<bool> {
+    run.refresh()?;
+    Ok(run.hooked.view.conductor.gate == Gate::Hold && crew::tend(&run.folder, &mut run.hooked)?)
+}
+
+fn hold_while(
+    scene: &mut Scene,
+    deadline: &Deadline,
+    begun: u64,
+    failed: &mut Option<anyhow::Error>,
+) -> anyhow::Result<Over> {
     let prompt = scene.payload.prompt_id.clone().unwrap_or_default();
     let budget = scene.runs.iter().filter(|r| r.hooked.view.conductor.gate == Gate::Hold).map(|r| {
         let view = &r.hooked.view;
@@ -139,21 +171,21 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
     });
     let budget = Duration::from_millis(budget.max().unwrap_or(0));
     let goes_on = goes_on_by_itself(&scene.payload);
-    let mut bells: Vec<Bell> = Vec::new();
+    let mut bells: Option<Vec<Bell>> = None;
     let mut stale = None;
     loop {
-        bells.iter().for_each(Bell::drain);
+        bells.iter().flatten().for_each(Bell::drain);
         let mut waiting = false;
         for run in &mut scene.runs {
-            run.refresh()?;
+            match look(run) {
+                Ok(alive) => waiting |= alive && run.is_of(&scene.id),
+                // What is wrong with one run neither ends the wait for another, nor keeps its news back.
+                Err(e) => *failed = failed.take().or(Some(e)),
+            }
         }
-        // A run that another session has taken over meanwhile is no reason to stay.
+        // One that another session has taken over meanwhile is no reason to stay.
         let Scene { runs, id, .. } = scene;
         runs.retain(|run| run.is_of(id));
-        for run in &mut scene.runs {
-            let holds = run.hooked.view.conductor.gate == Gate::Hold;
-            waiting |= holds && crew::tend(&run.folder, &mut run.hooked)?;
-        }
         if scene.runs.iter().any(|run| run.hooked.view.needs_the_session(scene::now())) {
             return Ok(Over::Needed);
         }
@@ -163,13 +195,13 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
         if goes_on {
             return Ok(Over::LetGo);
         }
-        if bells.is_empty() {
+        let Some(bells) = &bells else {
             // Hung only now, so that a Stop with nothing to wait for leaves no trace; then looked again, so that nothing
             // that happened in between is missed.
             extend(deadline, budget)?;
-            bells = scene.runs.iter().map(|run| run.bell(&Concern::Stop)).collect::<anyhow::Result<_>>()?;
+            bells = Some(scene.runs.iter().filter_map(|run| run.bell(&Concern::Stop).ok()).collect());
             continue;
-        }
+        };
         let left = budget.saturating_sub(Duration::from_millis(clock::mono_ms().saturating_sub(begun)));
         if left.is_zero() {
             return Ok(Over::Spent);
@@ -184,7 +216,8 @@ fn hold(scene: &mut Scene, deadline: &Deadline, begun: u64) -> anyhow::Result<Ov
         if scene.is_off(&session) {
             return Ok(Over::LetGo);
         }
-        let look = if bells.iter().any(|bell| bell.name().is_none()) { MUTE_LOOK } else { LOOK };
+        let mute = bells.len() < scene.runs.len() || bells.iter().any(|bell| bell.name().is_none());
+        let look = if mute { MUTE_LOOK } else { LOOK };
         bell::wait(&bells.iter().collect::<Vec<_>>(), &[], left.min(look))?;
     }
 }
@@ -216,6 +249,7 @@ fn record_hold(scene: &mut Scene, held: u64) -> anyhow::Result<()> {
     if held < NOTICEABLE_MS {
         return Ok(());
     }
+    let mut recorded = Ok(());
     for run in &mut scene.runs {
         let decision = Decision {
             hook: scene.event.clone(),
@@ -225,9 +259,10 @@ fn record_hold(scene: &mut Scene, held: u64) -> anyhow::Result<()> {
             prompt_id: scene.payload.prompt_id.clone(),
             ..Decision::default()
         };
-        run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Decision(decision))))?;
+        let written = run.hooked.transact(&run.folder, |tx| tx.emit(Draft::run(Body::Decision(decision))));
+        recorded = recorded.and(written.map(drop));
     }
-    Ok(())
+    Ok(recorded?)
 }
 
 fn still_running(scene: &Scene) -> Option<String> {

@@ -19,7 +19,11 @@ const TWIN: Duration = Duration::from_millis(50);
 /// The largest of these files that is read, in bytes.
 const MAX_BYTES: u64 = 4096;
 
-/// Whose turn it is: one byte of the file.
+/// The longest that is kept of how often Stop has handed something over, in bytes.
+const MAX_TOLD: usize = 256;
+
+/// Whose turn it is: the first byte of the file. Behind it stands how often Stop has handed something over, and during which
+/// prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
     /// The model's: a prompt was submitted, or Stop has handed something over.
@@ -63,6 +67,26 @@ pub fn stop(state_home: &Path, id: &SessionId) -> io::Result<Option<Stop>> {
 }
 
 impl Stop {
+    /// How often Stop has handed something over during this prompt, of whatever run.
+    pub fn told(&self, prompt: &str) -> io::Result<u32> {
+        let mut bytes = [0; MAX_TOLD];
+        let read = self.0.read_at(&mut bytes, 1)?;
+        let told = std::str::from_utf8(&bytes[..read])
+            .ok()
+            .and_then(|text| text.trim_start().strip_suffix('\n')?.split_once(' '));
+        Ok(told.filter(|(_, of)| *of == prompt).and_then(|(n, _)| n.parse().ok()).unwrap_or(0))
+    }
+
+    /// It hands something over, as it has done `before` times during this prompt.
+    pub fn tell(&self, prompt: &str, before: u32) -> io::Result<()> {
+        let line = format!("{:>10} {prompt}\n", before.saturating_add(1));
+        if line.len() <= MAX_TOLD {
+            self.0.set_len(1)?;
+            self.0.write_all_at(line.as_bytes(), 1)?;
+        }
+        Ok(())
+    }
+
     /// It has answered: `goes_on` if the model was handed something, and so goes on.
     pub fn end(self, goes_on: bool) -> io::Result<()> {
         let mark = if goes_on { Mark::Busy } else { Mark::Idle };
@@ -161,6 +185,21 @@ mod tests {
         assert!(!idle(), "the model goes on");
         drop(stop(home.path(), &id()).unwrap().unwrap());
         assert!(!idle(), "it was interrupted");
+    }
+
+    #[test]
+    fn what_stop_hands_over_is_counted_by_prompt() {
+        let home = tempfile::tempdir().unwrap();
+        for (prompt, before) in [("p1", 0), ("p1", 1), ("a longer one", 0), ("p2", 0), ("p2", 1), ("", 0), ("", 1)] {
+            let stop = stop(home.path(), &id()).unwrap().unwrap();
+            assert_eq!(stop.told(prompt).unwrap(), before, "{prompt}");
+            stop.tell(prompt, before).unwrap();
+            stop.end(true).unwrap();
+            begin(home.path(), &id()).unwrap();
+        }
+        let stop = stop(home.path(), &id()).unwrap().unwrap();
+        stop.tell(&"x".repeat(1000), 0).unwrap();
+        assert_eq!(stop.told("p3").unwrap(), 0);
     }
 
     #[test]
