@@ -617,6 +617,37 @@ mod tests {
     }
 
     #[test]
+    fn news_that_has_no_room_beside_other_news_comes_later() {
+        let world = World::new();
+        let tasks = |n: usize, of: &str, script: &str| -> Vec<Value> {
+            (0..n).map(|i| json!({"id": format!("{of}-{i}"), "shell": script})).collect()
+        };
+        let rule =
+            |name: &str, word: &str, tasks: &[Value]| json!({"name": name, "when": {"prompt": word}, "tasks": tasks});
+        let mut large = tasks(8, "long", "printf '%0300d' 7");
+        large.extend(tasks(12, "short", "echo 7"));
+        let config = json!({"version": 1, "limits": {"max_workers": 8}, "rules": [
+            rule("large", "Analyze", &large),
+            rule("small", "Analyze", &tasks(2, "small", "exit 3")),
+            rule("other", "Build", &tasks(12, &"a-long-name".repeat(4), "true")),
+        ]});
+        world.write(".claude/cpw.json", &config.to_string());
+        allow(&world);
+        call(&world, "user-prompt-submit", &json!({"prompt": "Analyze it", "prompt_id": "p1"}));
+        wait_until("both runs", || events(&world).iter().filter(|e| e["t"] == "run_ended").count() == 2);
+        let mut told = vec![call(&world, "user-prompt-submit", &json!({"prompt": "Build it", "prompt_id": "p2"}))];
+        wait_until("the third run", || events(&world).iter().filter(|e| e["t"] == "run_ended").count() == 3);
+        told.extend((0..4).map(|_| call(&world, "post-tool-batch", &json!({}))));
+        let texts: Vec<&str> = told.iter().map(Answer::context).collect();
+        assert!(texts[0].starts_with("cpw has started 12 tasks"), "{texts:?}");
+        for want in ["All workers of rule large are finished: 20 done.", "All workers of rule small", "failed: small-0"]
+        {
+            assert_eq!(texts.iter().filter(|t| t.contains(want)).count(), 1, "{want}: {texts:?}");
+        }
+        assert!(texts.iter().all(|t| !t.ends_with('…')), "{texts:?}");
+    }
+
+    #[test]
     fn stop_of_gate_block_answers_at_once_and_only_with_something_new() {
         let world = project(&json!({"gate": "block"}));
         world.write("ui.py", "");

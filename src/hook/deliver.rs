@@ -15,6 +15,9 @@ const MAX_COVERED: usize = 2000;
 /// The hook whose hand-overs are counted, because each makes the turn go on.
 const STOP: &str = "Stop";
 
+/// With less room than this, in characters, a run waits for the next delivery: what is told counts as told, be it cut.
+const LEAST: usize = 400;
+
 /// What a parcel hands over of a run.
 #[derive(Debug, Default)]
 struct Covered {
@@ -40,10 +43,20 @@ pub(super) struct Parcel {
 
 /// Collects what is new in all runs of the scene.
 pub(super) fn collect(scene: &mut Scene, occasion: Occasion) -> anyhow::Result<Parcel> {
+    collect_beside(scene, occasion, "")
+}
+
+/// As [`collect`], for an answer that begins with `first`.
+pub(super) fn collect_beside(scene: &mut Scene, occasion: Occasion, first: &str) -> anyhow::Result<Parcel> {
+    let used = if first.is_empty() { 0 } else { first.chars().count() + 1 };
     let mut parcel = Parcel::default();
     let mut failed = None;
     for (i, run) in scene.runs.iter_mut().enumerate() {
         if !conductor::has_news(&run.hooked.view, occasion, now()) {
+            continue;
+        }
+        let room = MAX_CONTEXT.saturating_sub(used + parcel.text.chars().count() + 1);
+        if room < LEAST {
             continue;
         }
         let Some(lock) = deliver_lock(&run.folder)? else { continue };
@@ -58,7 +71,6 @@ pub(super) fn collect(scene: &mut Scene, occasion: Occasion) -> anyhow::Result<P
         }
         let shown = run.folder.shown();
         let view = &run.hooked.view;
-        let room = MAX_CONTEXT.saturating_sub(parcel.text.chars().count() + 1);
         let most = usize::try_from(view.conductor.news_chars).unwrap_or(MAX_CONTEXT).min(room);
         let message = conductor::news(view, &shown, most, occasion, now());
         let chars = message.text.chars().count();
@@ -72,6 +84,10 @@ pub(super) fn collect(scene: &mut Scene, occasion: Occasion) -> anyhow::Result<P
         let (news, signals) = (message.news, message.signals);
         parcel.covered.push(Covered { run: i, news, signals, chars: chars as u64 });
         parcel.locks.push(lock);
+    }
+    if !first.is_empty() {
+        let end = if parcel.text.is_empty() { "" } else { "\n" };
+        parcel.text = format!("{first}{end}{}", parcel.text);
     }
     match failed {
         // Nothing else to say: let it be noted why.

@@ -1,6 +1,5 @@
 //! PostToolBatch: once a step, what is new.
 
-use crate::actor::crew;
 use crate::hook::answer::Answer;
 use crate::hook::scene::Scene;
 use crate::hook::{Held, deliver, merge, scene};
@@ -14,15 +13,14 @@ fn answer(scene: &mut Scene) -> anyhow::Result<Held> {
     if !scene.payload.is_main() {
         return Ok(0);
     }
-    for run in &mut scene.runs {
-        crew::tend(&run.folder, &mut run.hooked)?;
-    }
+    let tended = scene.tend();
     merge::settle(scene)?;
     let parcel = deliver::collect(scene, Occasion::Step)?;
     if parcel.text.is_empty() {
         scene.close_finished()?;
-        return Ok(0);
+    } else {
+        parcel.send(scene, Answer::default())?;
     }
-    parcel.send(scene, Answer::default())?;
+    tended?;
     Ok(0)
 }

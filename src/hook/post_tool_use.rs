@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::actor::{crew, starter};
+use crate::actor::starter;
 use crate::base::env;
 use crate::hook::answer::Answer;
 use crate::hook::input::Payload;
@@ -79,14 +79,10 @@ fn answer(scene: &mut Scene, batched: bool, files: &OnceCell<Vec<File>>) -> anyh
         Answer::default().context(&lost).send(&scene.event);
         return Ok(0);
     }
-    for run in &mut scene.runs {
-        crew::tend(&run.folder, &mut run.hooked)?;
-    }
-    let mut parcel = deliver::collect(scene, Occasion::Step)?;
-    if !lost.is_empty() {
-        parcel.text = format!("{lost}\n{}", parcel.text);
-    }
+    let tended = scene.tend();
+    let parcel = deliver::collect_beside(scene, Occasion::Step, &lost)?;
     parcel.send(scene, Answer::default())?;
+    tended?;
     Ok(0)
 }
 

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::actor::crew;
 use crate::actor::launch::{self, Launched, Place};
 use crate::actor::planner::{self, Asked, Considered, Rules};
 use crate::base::env;
@@ -124,21 +123,21 @@ fn answer_with_news(
         return Ok(());
     };
     let mut runs = scene::open_runs(&state, &id, &session, |_, _| true)?;
-    if !runs.is_empty() {
+    if !runs.is_empty() || !session.tool_rules.rules.is_empty() {
+        // Calls of this turn may start runs, too, and who watches over those must not take the turn for the one before.
         turn::begin(state.path(), &id)?;
+    }
+    if !runs.is_empty() {
         scene::keep_client(&state, &id, &session)?;
     }
     for run in &mut runs {
         adopt(run, &id)?;
     }
-    let tended = runs.iter_mut().try_for_each(|run| crew::tend(&run.folder, &mut run.hooked).map(drop));
     let mut scene = Scene { state, id, payload, event, runs, goes_on: false };
-    let mut parcel = deliver::collect(&mut scene, Occasion::Prompt)?;
-    if !announcement.is_empty() {
-        parcel.text = if parcel.text.is_empty() { announcement } else { format!("{announcement}\n{}", parcel.text) };
-    }
+    let tended = scene.tend();
+    let parcel = deliver::collect_beside(&mut scene, Occasion::Prompt, &announcement)?;
     parcel.send(&mut scene, answer)?;
-    Ok(tended?)
+    tended
 }
 
 /// Says that the session goes on in this client, where a run watches over another one: a session that was resumed keeps its
