@@ -36,7 +36,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use pty::terminal;
-use scratch::Call;
+use scratch::{Call, SESSION};
 use site::{PATIENCE, Site, awaits, lives, pid, plan_of, shell, shell_with, signal, state};
 use skip::skip;
 
@@ -750,6 +750,8 @@ fn prompt(id: &str) -> Call {
     Call {
         hook: "user-prompt-submit",
         event: "UserPromptSubmit",
+        session: SESSION,
+        client: false,
         more: json!({"prompt": "Analyze it", "prompt_id": id}),
     }
 }
@@ -799,7 +801,8 @@ fn p16_a_run_whose_announcement_was_lost_is_told_by_the_next_hook() {
     }
     site.go("go");
     site.until("the end of the run", || site.scratch.ledger().is_ok_and(|ledger| ledger.is_ended()));
-    let next = Call { hook: "post-tool-batch", event: "PostToolBatch", more: json!({}) };
+    let next =
+        Call { hook: "post-tool-batch", event: "PostToolBatch", session: SESSION, client: false, more: json!({}) };
     let told = site.scratch.run(site.scratch.hook(&[], &next), PATIENCE);
     let said: Value = serde_json::from_str(&told.out).unwrap_or_else(|e| panic!("{e}: {told:?}"));
     let context = said["hookSpecificOutput"]["additionalContext"].as_str().unwrap_or_default();

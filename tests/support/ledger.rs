@@ -105,7 +105,7 @@ impl Ledger {
                     open.insert(task, n);
                     last.insert(task, n);
                 }
-                ("spawned" | "progress" | "checkpoint", Some(task), Some(n)) => {
+                ("spawned" | "progress" | "checkpoint" | "signal", Some(task), Some(n)) => {
                     if open.get(task) != Some(&n) {
                         return fail("of an attempt that is not open");
                     }
@@ -123,7 +123,8 @@ impl Ledger {
                 }
                 (
                     "run_started" | "worker_started" | "worker_exited" | "worker_lost" | "cancel_requested"
-                    | "delivered" | "decision" | "observed" | "awaited" | "adopted" | "log_repaired",
+                    | "delivered" | "decision" | "observed" | "awaited" | "adopted" | "signal_released"
+                    | "log_repaired",
                     ..,
                 ) => {}
                 _ => return fail("no kind that is written here"),

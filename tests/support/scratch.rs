@@ -20,6 +20,9 @@ use super::ledger::Ledger;
 /// The session of all hooks.
 pub(crate) const SESSION: &str = "0d7c21db-c86a-4ce8-8596-eab74720765d";
 
+/// Another session of the project.
+pub(crate) const OTHER: &str = "5f3a8a52-9a1c-4c55-b7a4-1c6a3e0f9b21";
+
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -57,6 +60,9 @@ impl Done {
 pub(crate) struct Call {
     pub(crate) hook: &'static str,
     pub(crate) event: &'static str,
+    pub(crate) session: &'static str,
+    /// Whether somebody sits before the client, which is this process.
+    pub(crate) client: bool,
     pub(crate) more: Value,
 }
 
@@ -111,12 +117,15 @@ impl Scratch {
         command
     }
 
-    /// A hook of the session.
+    /// A hook of a session.
     pub(crate) fn hook(&self, outer: &[String], call: &Call) -> Command {
         let mut command = self.command(outer, &[call.hook]);
-        command.env("CLAUDE_CODE_SESSION_ID", SESSION).env("CLAUDE_PROJECT_DIR", self.project());
+        command.env("CLAUDE_CODE_SESSION_ID", call.session).env("CLAUDE_PROJECT_DIR", self.project());
+        if call.client {
+            command.env("CLAUDE_PID", std::process::id().to_string()).env("CLAUDE_CODE_ENTRYPOINT", "cli");
+        }
         let mut payload = json!({
-            "session_id": SESSION,
+            "session_id": call.session,
             "prompt_id": "p1",
             "transcript_path": self.path("home/t.jsonl"),
             "cwd": self.project(),
@@ -221,16 +230,22 @@ impl Scratch {
 
     /// Waits until nobody works here any more. Every run must have ended then: nobody is left who could end it.
     pub(crate) fn wait_for_end(&self) -> Result<(), String> {
-        let mut looks = 0_usize;
-        self.wait("the end of every process", || {
-            looks += 1;
-            // Looking at every process there is costs more than looking into the logs.
-            (looks.is_multiple_of(16) || self.seem_ended()) && self.processes().is_empty()
-        })?;
-        match self.ledgers()?.iter().find(|(_, ledger)| !ledger.is_ended()) {
-            Some((run, _)) => Err(format!("all have left, and it has not ended: {}", run.display())),
-            None => Ok(()),
+        let mut open = None;
+        // Who is begun by one that ends is in neither place while both are looked for, but not again and again.
+        for _ in 0..5 {
+            let mut looks = 0_usize;
+            self.wait("the end of every process", || {
+                looks += 1;
+                // Looking at every process there is costs more than looking into the logs.
+                (looks.is_multiple_of(16) || self.seem_ended()) && self.processes().is_empty()
+            })?;
+            open = self.ledgers()?.into_iter().find(|(_, ledger)| !ledger.is_ended());
+            if open.is_none() {
+                return Ok(());
+            }
         }
+        let run = open.map(|(run, _)| run.display().to_string()).unwrap_or_default();
+        Err(format!("all have left, and it has not ended: {run}"))
     }
 
     fn seem_ended(&self) -> bool {
