@@ -613,7 +613,9 @@ mod tests {
         let gone = gone.expect("the first run");
         fs::rename(gone.join("events.jsonl"), gone.join("elsewhere")).expect("its log");
         assert!(answer(child, event, "a run is gone").context().contains("All workers of rule second are finished"));
-        ["api", "db"].into_iter().for_each(|task| let_end(&world, task));
+        for task in ["api", "db"] {
+            let_end(&world, task);
+        }
     }
 
     #[test]
