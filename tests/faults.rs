@@ -337,7 +337,8 @@ fn try_point(point: &Point, scratch: &Scratch) -> (Done, bool, Result<(), String
     if let Some(path) = filler {
         std::fs::remove_file(path).unwrap();
     }
-    let judged = judged.and_then(|()| operation.finish(scratch, &done)).and_then(|()| judge_repair(scratch, torn));
+    let judged =
+        judged.and_then(|()| operation.finish(scratch, &done)).and_then(|()| judge_repair(operation, scratch, torn));
     (done, hit, judged)
 }
 
@@ -345,14 +346,17 @@ fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.len())
 }
 
-/// What was torn is cut off by the next writer, who says so; unless nothing whole was in the log yet.
-fn judge_repair(scratch: &Scratch, torn: bool) -> Result<(), String> {
+/// What was torn is cut off by the next writer, who says so; unless nothing whole was in the log yet, or a worker was about to
+/// say that it leaves a run that has ended: nobody writes behind that.
+fn judge_repair(operation: &Operation, scratch: &Scratch, torn: bool) -> Result<(), String> {
     if !torn {
         return Ok(());
     }
     let all = scratch.ledgers()?;
-    let mended = all.iter().all(|(_, ledger)| ledger.torn == 0) && all.iter().any(|(_, l)| l.count("log_repaired") > 0);
-    if mended { Ok(()) } else { Err("a torn line is still there, or its repair is not in the log".into()) }
+    let left = |l: &ledger::Ledger| l.torn > 0 && operation.endures && l.is_ended();
+    let mended = |l: &ledger::Ledger| l.torn == 0 && l.count("log_repaired") > 0;
+    let good = all.iter().all(|(_, l)| l.torn == 0 || left(l)) && all.iter().any(|(_, l)| mended(l) || left(l));
+    if good { Ok(()) } else { Err("a torn line is still there, or its repair is not in the log".into()) }
 }
 
 /// The exit code, and what a hook says.
