@@ -477,6 +477,28 @@ mod tests {
     }
 
     #[test]
+    fn c12_who_types_before_the_hook_of_stop_has_come_up_is_not_kept_waiting() {
+        let stage = Stage::new(&json!({"hold": "1h"}), &["a"]);
+        stage.wait_begun(1);
+        let gate = stage.world.home().join("gate");
+        mkfifo(&gate, Mode::S_IRWXU).expect("a pipe");
+        let mut open = OpenOptions::new().read(true).write(true).open(&gate).expect("a pipe");
+        // The client has started it, and the machine is slow.
+        let mut command = stage.world.command("/bin/sh");
+        command.arg("-c").arg("read -r line < \"$HOME/gate\"; exec cpw stop");
+        stage.session.settle(&stage.world, &mut command);
+        let payload = stage.session.payload(&stage.world, "Stop", &stop_active(false)).to_string();
+        let hook = Hook::start(command, "Stop", payload.as_bytes(), Fate::Lives);
+        let typing = Session { prompt: "p2".into(), ..stage.session.clone() };
+        finish(stage.begin(&typing, "UserPromptSubmit", &json!({"prompt": "Wait."})));
+        open.write_all(b"go\n").expect("a pipe has room");
+        let said = hook.finish().unwrap_or_else(|e| panic!("{e}"));
+        assert!(said.out.is_none(), "{said:?}");
+        assert_eq!(stage.count("run_ended"), 0, "it still runs");
+        stage.finish_all();
+    }
+
+    #[test]
     fn c15_whatever_a_payload_lacks_or_has_instead_the_hook_ends_well() {
         let stage = Stage::new(&json!({"gate": "off", "on_claimed": "block"}), &["a"]);
         stage.wait_begun(1);

@@ -9,9 +9,6 @@
 #![cfg(target_os = "linux")]
 
 #[cfg(test)]
-#[path = "support/hold.rs"]
-mod hold;
-#[cfg(test)]
 #[expect(dead_code, reason = "the harness serves several test crates")]
 #[path = "support/session.rs"]
 mod session;
@@ -494,20 +491,30 @@ mod tests {
             }
         }
 
-        /// A line that is none in the middle of a log, and all its workers die.
-        fn spoil(&mut self) {
-            let Some(run) = self.dice.pick(&runs(&self.world)).cloned() else { return };
-            let path = run.join("events.jsonl");
-            if has(&events(&run), "run_ended") || self.spoiled.contains(&run) {
-                return;
-            }
-            let mut log = OpenOptions::new().append(true).open(path).expect("the log");
-            log.write_all(b"this is no event\n{\"nor\": \"this\"}\n").expect("written");
+        /// Nobody can work on a run any more: there is a line that is none in its log, or it is no longer known as one that
+        /// was made here; and all its workers die. Its session must not be held for it.
+        fn spoil(&mut self) -> Outcome {
+            let open = |run: &PathBuf| !self.spoiled.contains(run) && !has(&events(run), "run_ended");
+            let all: Vec<PathBuf> = runs(&self.world).into_iter().filter(open).collect();
+            let Some(run) = self.dice.pick(&all).cloned() else { return Ok(()) };
             self.journal.push(format!("{} is spoiled", run.display()));
+            if self.dice.chance(40) {
+                let mut log = OpenOptions::new().append(true).open(run.join("events.jsonl")).expect("the log");
+                log.write_all(b"this is no event\n{\"nor\": \"this\"}\n").expect("written");
+            } else {
+                let record = self.world.state().join("runs").join(run.file_name().expect("its id"));
+                fs::remove_file(record).expect("what is recorded of it");
+            }
             self.spoiled.insert(run.clone());
             while let Some(pid) = self.workers(&run).first() {
                 kill(*pid, Signal::SIGKILL).ok();
                 std::thread::sleep(Duration::from_millis(2));
+            }
+            let owner = events(&run).first().map(|e| e["payload"]["session"].clone());
+            let of = |talk: &Talk| !talk.over && owner.as_ref().is_some_and(|o| *o == *talk.session.id);
+            match self.talks.iter().position(of) {
+                Some(t) => self.stop(t),
+                None => Ok(()),
             }
         }
 
@@ -622,11 +629,14 @@ mod tests {
             runs(&self.world).iter().any(|run| !self.spoiled.contains(run) && own(run))
         }
 
-        /// Waits until one of these hooks holds, or all are over.
+        /// Waits until each of these hooks holds or is over.
         fn wait_for_hold(&self, hooks: &mut [Hook]) {
             let project = self.world.project();
-            let looked = || (hooks.iter_mut().all(Hook::is_over) || crate::hold::is_held(&project)).then_some(());
-            wait_for(HANGS, looked);
+            let mut looked = || {
+                let ready = |hook: &mut Hook| hook.is_over() || hook.is_holding(&project);
+                hooks.iter_mut().all(ready).then_some(())
+            };
+            wait_for(HANGS, &mut looked);
         }
 
         /// The model wants to stop.
@@ -742,10 +752,7 @@ mod tests {
                     Ok(())
                 }
                 36 if self.rough && self.wiring.has("SessionStart") => self.resume(t),
-                37 if self.rough => {
-                    self.spoil();
-                    Ok(())
-                }
+                37 if self.rough => self.spoil(),
                 38 if self.talks.len() < 4 => self.clear(t),
                 39 if self.dice.chance(40) => {
                     self.world.cpw(&["cancel"]).output().expect("cpw runs");

@@ -24,6 +24,7 @@ use crate::store::turn;
 use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
 use crate::sys::poll;
+use crate::sys::process;
 use crate::sys::signals::Deadline;
 
 /// The longest wait without looking whether the workers are alive.
@@ -173,6 +174,7 @@ fn hold_while(
     let goes_on = goes_on_by_itself(&scene.payload);
     let mut bells: Option<Vec<Bell>> = None;
     let mut stale = None;
+    let mut called = None;
     loop {
         bells.iter().flatten().for_each(Bell::drain);
         let mut waiting = false;
@@ -209,7 +211,9 @@ fn hold_while(
         let session = session::load_open(scene.state.path(), &scene.id)?.unwrap_or_default();
         // What lies ahead at the first look is of another boot, whose clock had gone further.
         let stale = *stale.get_or_insert(if session.let_go_ms > clock::mono_ms() { session.let_go_ms } else { 0 });
-        if session.let_go_ms >= begun && session.let_go_ms != stale {
+        // Who types while this hook is still being started types while Stop holds, as the client sees it.
+        let called = *called.get_or_insert_with(|| clock::mono_ms().saturating_sub(process::age_ms()).min(begun));
+        if session.let_go_ms >= called && session.let_go_ms != stale {
             scene.goes_on = true;
             return Ok(Over::LetGo);
         }

@@ -138,6 +138,26 @@ pub fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
+/// For how long this process has been there at least, in milliseconds, also as another program before. 0 where that cannot
+/// be told.
+#[cfg(target_os = "linux")]
+pub fn age_ms() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    // What the kernel counts in for everybody, whatever it ticks in.
+    const TICK_MS: i64 = 10;
+    let begun = i64::try_from(me().start_time).ok().filter(|ticks| *ticks > 0);
+    let age = begun.zip(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()).map(|(ticks, now)| {
+        now.tv_sec().saturating_mul(1000) + now.tv_nsec() / 1_000_000 - ticks.saturating_add(1).saturating_mul(TICK_MS)
+    });
+    age.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0)
+}
+
+/// For how long this process has been there at least, in milliseconds. 0 where that cannot be told.
+#[cfg(not(target_os = "linux"))]
+pub fn age_ms() -> u64 {
+    0
+}
+
 /// Who has this pid now; also a zombie.
 pub fn identity_of(pid: i32) -> Option<Process> {
     Stat::of(pid).map(|s| s.process())

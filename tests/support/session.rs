@@ -338,6 +338,14 @@ impl Hook {
         self.child.try_wait().expect("it is our child").is_some()
     }
 
+    /// Whether it holds: its bell hangs in a run of the project.
+    pub(crate) fn is_holding(&self, project: &Path) -> bool {
+        let own = format!("{}.", self.child.id());
+        let runs = fs::read_dir(project.join(".claude/runs")).into_iter().flatten().flatten();
+        let mut bells = runs.filter_map(|run| fs::read_dir(run.path().join("bells")).ok()).flatten().flatten();
+        bells.any(|bell| bell.file_name().to_str().is_some_and(|name| name.starts_with(&own)))
+    }
+
     /// What Esc does: SIGTERM to its group, SIGKILL a little later, and whatever it says is thrown away.
     pub(crate) fn interrupt(&mut self) {
         self.interrupted = true;
