@@ -25,6 +25,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt as _;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use nix::sys::signal::{Signal, kill};
     use nix::sys::stat::Mode;
@@ -489,6 +490,8 @@ mod tests {
         stage.session.settle(&stage.world, &mut command);
         let payload = stage.session.payload(&stage.world, "Stop", &stop_active(false)).to_string();
         let hook = Hook::start(command, "Stop", payload.as_bytes(), Fate::Lives);
+        // The system tells a process's age in hundredths of a second.
+        std::thread::sleep(Duration::from_millis(30));
         let typing = Session { prompt: "p2".into(), ..stage.session.clone() };
         finish(stage.begin(&typing, "UserPromptSubmit", &json!({"prompt": "Wait."})));
         open.write_all(b"go\n").expect("a pipe has room");
