@@ -386,7 +386,8 @@ impl Operation {
         let open = [Begin::Begun, Begin::Planned, Begin::Isolated, Begin::Broken, Begin::Open, Begin::Barred];
         let run = open.contains(&self.begin);
         assert!(!run || scratch.ledger().is_ok_and(|ledger| !ledger.is_ended()), "{}: no open run", self.name);
-        assert!(scratch.processes().is_empty(), "{}: not quiet", self.name);
+        // Git may tidy up behind a commit.
+        scratch.wait("quiet", || scratch.processes().is_empty()).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         scratch.keep();
         scratch
     }
