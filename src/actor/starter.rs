@@ -204,8 +204,9 @@ impl Starter {
                 Ok(Next::Again)
             }
             Launched::Refused(e) => {
+                // The calls stay: what the system refuses now it may not refuse the next call.
                 self.note(&e.to_string());
-                Ok(Next::Drop)
+                Ok(Next::Later)
             }
         }
     }
