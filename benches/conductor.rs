@@ -234,7 +234,7 @@ fn static_true(folder: &Path) -> Option<PathBuf> {
 
 /// From the outcome in the log to the request that brings it to the model.
 fn wake(installed: &Installed) {
-    let mut took = Vec::new();
+    let (mut took, mut own) = (Vec::new(), Vec::new());
     for _ in 0..SLEEPERS {
         let tasks: Vec<Value> = (0..=WAKES).map(|i| json!({"id": format!("t{i}"), "shell": TASK})).collect();
         let world = project(&json!({"gate": "off"}), &json!(tasks));
@@ -250,11 +250,13 @@ fn wake(installed: &Installed) {
             go(&world, &format!("t{i}"));
             let requests = api.wait_for_requests(i + 2, LIMIT);
             let told = requests[i + 1].at;
-            let done =
-                events(&world).into_iter().find(|e| e["t"] == "done" && e["task"] == format!("t{i}")).expect("done");
-            let at = done["ts"].as_str().and_then(|t| chrono::DateTime::parse_from_rfc3339(t).ok()).expect("a time");
-            let outcome = instant + at.signed_duration_since(system).to_std().unwrap_or_default();
-            took.push(told.saturating_duration_since(outcome).as_secs_f64() * 1000.0);
+            let events = events(&world);
+            let done = events.iter().find(|e| e["t"] == "done" && e["task"] == format!("t{i}")).expect("done");
+            let delivered = events.iter().rfind(|e| e["t"] == "delivered").expect("it was handed over");
+            let at =
+                |event: &Value| instant + time_of(event).signed_duration_since(system).to_std().unwrap_or_default();
+            took.push(told.saturating_duration_since(at(done)).as_secs_f64() * 1000.0);
+            own.push(at(delivered).saturating_duration_since(at(done)).as_secs_f64() * 1000.0);
             terminal.wait_for_text(&format!("Answer {}.", i + 1), LIMIT);
         }
         go(&world, &format!("t{WAKES}"));
@@ -262,7 +264,14 @@ fn wake(installed: &Installed) {
     }
     let (p50, p95) = (quantile(&took, 0.5), quantile(&took, 0.95));
     println!("\nnews to the model request of a woken session, {} wakes: p50 {p50:.0} ms, p95 {p95:.0} ms", took.len());
+    println!("  until cpw has handed it over: p50 {:.0} ms, p95 {:.0} ms", quantile(&own, 0.5), quantile(&own, 0.95));
     println!("  at most 500 ms at p95: {}", verdict(p95 <= 500.0));
+}
+
+/// When an event was written.
+fn time_of(event: &Value) -> chrono::DateTime<chrono::FixedOffset> {
+    let text = event["ts"].as_str().expect("an event has a time");
+    chrono::DateTime::parse_from_rfc3339(text).expect("a time")
 }
 
 /// Waits until the session is idle with a watcher: its bell hangs, and no Stop has one.
@@ -282,6 +291,8 @@ fn watched(world: &World) {
 /// From Enter to the request with the prompt: while Stop holds, and in a session without cpw.
 fn typed(installed: &Installed) {
     let mut took: [Vec<f64>; 2] = Default::default();
+    // From Enter to Stop's last word.
+    let mut own = Vec::new();
     for round in 0..TYPED * 2 {
         let holds = round % 2 == 0;
         let world = project(&json!({"wake": false}), &json!([{"id": "t", "shell": TASK}]));
@@ -300,7 +311,12 @@ fn typed(installed: &Installed) {
         // Together they would be taken for pasted text.
         let begun = Instant::now();
         terminal.enter();
+        let system = chrono::Utc::now();
         let requests = api.wait_for_requests(2, LIMIT);
+        if let Some(held) = events(&world).iter().find(|e| e["payload"]["answer"] == "held") {
+            let let_go = time_of(held).signed_duration_since(system).to_std().unwrap_or_default();
+            own.push(let_go.as_secs_f64() * 1000.0);
+        }
         took[usize::from(!holds)].push((requests[1].at - begun).as_secs_f64() * 1000.0);
         terminal.wait_for_text("Second.", LIMIT);
         if holds {
@@ -312,6 +328,7 @@ fn typed(installed: &Installed) {
     let p95 = quantile(&held, 0.95);
     println!("\na prompt typed while Stop holds, from Enter to its request, {TYPED} each, ms");
     println!("  Stop holds     p50 {:>6.0}   p95 {p95:>6.0}", quantile(&held, 0.5));
+    println!("    until it lets go, p50 {:.0}, p95 {:.0}", quantile(&own, 0.5), quantile(&own, 0.95));
     println!("  without cpw    p50 {:>6.0}   p95 {:>6.0}", quantile(&free, 0.5), quantile(&free, 0.95));
     println!("  at most 300 ms at p95: {}", verdict(p95 <= 300.0));
 }
@@ -331,7 +348,10 @@ fn adverse() {
         let mut command = world.cpw(&[hook]);
         command.env("CLAUDE_CODE_SESSION_ID", SESSION).env("CLAUDE_PROJECT_DIR", world.project());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cpw starts");
-        child.stdin.take().expect("a pipe").write_all(payload(event, n).to_string().as_bytes()).expect("it reads");
+        // One with nothing to do does not read it.
+        let mut pipe = child.stdin.take().expect("a pipe");
+        drop(pipe.write_all(payload(event, n).to_string().as_bytes()));
+        drop(pipe);
         (Instant::now(), child)
     };
     let end = |(begun, child): (Instant, Child)| {
