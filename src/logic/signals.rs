@@ -21,7 +21,7 @@ use crate::model::matcher::Matcher;
 use crate::model::plan::WorkerText;
 use crate::model::signal::{Addressee, BLOCK, INFORM};
 
-/// The most signals that a run keeps for its session at once. What comes beyond is counted.
+/// The most signals that a run keeps for its session at once. What comes beyond takes the place of what is worth least.
 pub const MAX_SIGNALS: usize = 32;
 
 /// So many calls may be refused on behalf of one task; then it can only inform.
@@ -89,7 +89,9 @@ impl Signal {
     }
 
     fn says_the_same(&self, other: &Signal) -> bool {
-        let key = |s: &Signal| (s.task.clone(), s.hook, s.blocks, s.matcher.clone(), s.own, s.critical, s.once);
+        fn key(s: &Signal) -> (&TaskId, Addressee, bool, Option<&str>, bool, Option<Phase>, bool) {
+            (&s.task, s.hook, s.blocks, s.matcher.as_deref(), s.own, s.critical, s.once)
+        }
         key(self) == key(other)
     }
 }
@@ -176,7 +178,6 @@ impl View {
             // What blocks is worth more than what informs, most of all what the session must hear before it stops; and what
             // is newer more than what is older.
             let worth = |s: &Signal| (s.blocks, s.blocks && s.hook == Addressee::Stop, s.critical.is_some());
-            self.signals_dropped = self.signals_dropped.saturating_add(1);
             let least = self.signals.iter().enumerate().min_by_key(|(_, s)| worth(s));
             match least {
                 Some((at, least)) if worth(least) <= worth(&new) => drop(self.signals.remove(at)),

@@ -276,9 +276,6 @@ pub struct View {
     /// What tasks have said to the session, oldest first, as far as it was not told or still holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signals: Vec<Signal>,
-    /// How many more there were than are kept.
-    #[serde(default)]
-    pub signals_dropped: u32,
     /// How many calls were refused because a task said so.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub blocks: BTreeMap<TaskId, u32>,
@@ -378,7 +375,6 @@ impl View {
             unseen: BTreeSet::new(),
             news: Vec::new(),
             signals: Vec::new(),
-            signals_dropped: 0,
             blocks: BTreeMap::new(),
             rights: plan.tasks.iter().filter_map(|t| Some((t.id.clone(), t.signals.clone()?))).collect(),
             told_chars: 0,
