@@ -270,7 +270,7 @@ fn forbidden(state: &State, plan: &Plan, draft: &Draft) -> Option<&'static str> 
         Body::Started(_) => {
             let i = task.unwrap();
             let t = &state.tasks[i];
-            let met = |need: &Need| state.tasks[state.index_of(&need.task).unwrap()].phase == Phase::Done;
+            let met = |need: &Need| state.tasks[state.index_of(need.task().unwrap()).unwrap()].phase == Phase::Done;
             check(draft.attempt == Some(t.attempts + 1), "attempts are not 1, 2, 3")
                 .or(check(
                     t.open.is_none() && !t.phase.is_final(),

@@ -624,10 +624,11 @@ fn tell_needs(making: Making<'_>, task: &Task, logs: &Dir, name: &str) -> std::i
 fn needs_of(making: Making<'_>, task: &Task) -> serde_json::Value {
     let mut all = serde_json::Map::new();
     for need in &task.needs {
-        let Some(state) = making.state.index_of(&need.task).map(|i| &making.state.tasks[i]) else { continue };
+        let index = need.task().and_then(|task| making.state.index_of(task));
+        let Some(state) = index.map(|i| &making.state.tasks[i]) else { continue };
         let path = state.result.as_ref().map(|r| making.folder.path().join(&r.path));
         let mut entry = json!({ "state": state.phase.word(), "summary": state.line, "result": path });
-        if let Some(name) = &need.checkpoint {
+        if let Some(name) = need.checkpoint() {
             entry["checkpoint"] = json!({ "name": name, "data": state.checkpoints.get(name) });
         }
         all.insert(need.to_string(), entry);

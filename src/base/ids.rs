@@ -129,6 +129,10 @@ id_type!(
     CheckpointName
 );
 id_type!(
+    /// What a run's tasks vote about; unique in its plan.
+    Topic
+);
+id_type!(
     /// A Claude Code session, as the client names it.
     SessionId
 );

@@ -186,7 +186,7 @@ fn refuse_a_circle(plan: &Plan, own: &TaskId, aim: Aim) -> Result<(), Wrong> {
         next += 1;
         let needs = plan.tasks.iter().filter(|t| t.id == *id).flat_map(|t| &t.needs);
         for need in needs {
-            let need = &need.task;
+            let Some(need) = need.task() else { continue };
             if need == own {
                 return refuse(&format_args!("{wanted} needs it"));
             }
@@ -248,7 +248,7 @@ impl Call {
         let awaited = |view: &View, id| {
             let room = view.awaiting.len() < MAX_AWAITING;
             anyhow::ensure!(room, "{MAX_AWAITING} wait for calls of the session already");
-            Ok(Body::Awaited(Awaited { id, matcher: Some(matcher.to_string()), done: false }))
+            Ok(Body::Awaited(Awaited { id, matcher: Some(matcher.to_string()), on: None, done: false }))
         };
         let id = if inside {
             inside::attempt("wait --conductor")?.say_with(awaited)?
@@ -288,7 +288,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         // Where that cannot be said, it ends with the attempt or the run.
         let Ok(mut hooked) = self.folder.open_view() else { return };
-        let over = Draft::run(Body::Awaited(Awaited { id: self.id, matcher: None, done: true }));
+        let over = Draft::run(Body::Awaited(Awaited { id: self.id, matcher: None, on: None, done: true }));
         drop(hooked.transact(&self.folder, |tx| {
             let waits = tx.fold.awaiting.iter().any(|a| a.id == self.id);
             if waits { tx.emit(over).map(drop) } else { Ok(()) }

@@ -32,7 +32,7 @@ pub fn fates(plan: &Plan, state: &State, intact: &[bool], named: Option<&[usize]
             continue;
         }
         fates[i] = Fate::Again;
-        let needs = plan.tasks[i].needs.iter().filter_map(|need| state.index_of(&need.task));
+        let needs = plan.tasks[i].needs.iter().filter_map(|need| state.index_of(need.task()?));
         todo.extend(needs.filter(|&need| fates[need] == Fate::Left));
         todo.extend(state.all_dependents_of(i).filter(|&d| fates[d] != Fate::Again));
     }

@@ -272,9 +272,9 @@ fn closed_tasks(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
 
 /// The checkpoint for which task `i` was skipped, because the task that should have come to it ended without, well or not.
 fn in_vain<'p>(state: &State, plan: &'p Plan, i: usize) -> Option<&'p Need> {
-    let ran = |need: &&Need| state.index_of(&need.task).is_some_and(|n| state.tasks[n].attempts > 0);
+    let ran = |need: &&Need| need.task().and_then(|t| state.index_of(t)).is_some_and(|n| state.tasks[n].attempts > 0);
     let needs = (state.tasks[i].phase == Phase::Skipped).then(|| plan.tasks[i].needs.iter())?;
-    needs.filter(|need| need.checkpoint.is_some() && !state.is_met(plan, need)).find(ran)
+    needs.filter(|need| need.checkpoint().is_some() && !state.is_met(plan, need)).find(ran)
 }
 
 fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {

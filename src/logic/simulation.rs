@@ -187,8 +187,8 @@ impl Sim {
             assert!(self.state.running_claude() < 3, "too many clients at once");
         }
         for need in &self.plan.tasks[i].needs {
-            let n = self.state.index_of(&need.task).unwrap();
-            if need.checkpoint.is_some() {
+            let n = self.state.index_of(need.task().unwrap()).unwrap();
+            if need.checkpoint().is_some() {
                 assert!(self.came.contains(&n), "{need} has not come");
                 continue;
             }
@@ -208,9 +208,9 @@ impl Sim {
         };
         // Several skips stand in one write, each after its cause.
         let any = self.plan.tasks[i].needs.iter().any(|need| {
-            let n = self.state.index_of(&need.task).unwrap();
+            let n = self.state.index_of(need.task().unwrap()).unwrap();
             let ended = self.state.tasks[n].phase.is_final();
-            if need.checkpoint.is_some() { ended && !self.came.contains(&n) } else { hopeless(n) }
+            if need.checkpoint().is_some() { ended && !self.came.contains(&n) } else { hopeless(n) }
         });
         let claude = self.state.is_claude(i) && sched::claude_stopped(&self.state, &self.plan).is_some();
         assert!(any || claude || self.ask(sched::stopped).is_some(), "skipped without a reason");
@@ -511,7 +511,12 @@ prop_compose! {
             // About every fourth of those before it.
             let needed = (0..i).filter(|k| needs >> (k % 16) & 1 == 1 && (k + i) % 2 == 0);
             let half = |k: usize| (k + i).is_multiple_of(6).then(|| CheckpointName::new("half").unwrap());
-            t.needs = needed.map(|k| Need { task: id(k), checkpoint: half(k) }).collect();
+            t.needs = needed
+                .map(|k| match half(k) {
+                    None => Need::End(id(k)),
+                    Some(name) => Need::Checkpoint(id(k), name),
+                })
+                .collect();
             tasks.push(t);
         }
         if backwards {

@@ -156,7 +156,7 @@ impl State {
         // Higher priority first, and the set's smallest element is taken first.
         let priorities: Vec<i64> = plan.tasks.iter().map(|t| -i64::from(t.priority)).collect();
         for (i, task) in plan.tasks.iter().enumerate() {
-            let known = |need: &Need| Some((index.get(&need.task).copied()?, need.checkpoint.clone()));
+            let known = |need: &Need| Some((index.get(need.task()?).copied()?, need.checkpoint().cloned()));
             let needs: BTreeSet<(usize, Option<CheckpointName>)> = task.needs.iter().filter_map(known).collect();
             for (need, checkpoint) in &needs {
                 dependents[*need].push(Dependent { task: i, checkpoint: checkpoint.clone() });
@@ -238,9 +238,9 @@ impl State {
 
     /// Whether what `need` names has happened.
     pub fn is_met(&self, plan: &Plan, need: &Need) -> bool {
-        let Some(i) = self.index_of(&need.task) else { return false };
+        let Some(i) = need.task().and_then(|task| self.index_of(task)) else { return false };
         let task = &self.tasks[i];
-        if let Some(name) = &need.checkpoint {
+        if let Some(name) = need.checkpoint() {
             return task.checkpoints.contains_key(name) || task.is_taken;
         }
         let failed = matches!(task.phase, Phase::Failed | Phase::TimedOut | Phase::Lost);
@@ -344,6 +344,14 @@ impl State {
             | Body::Adopted(_)
             | Body::LogRepaired(_)
             | Body::RunEnded(_)
+            | Body::Vote(_)
+            | Body::Verdict(_)
+            | Body::Opened(_)
+            | Body::Queued(_)
+            | Body::Acquire(_)
+            | Body::Renew(_)
+            | Body::Release(_)
+            | Body::Expired(_)
             | Body::Unknown => {}
         }
     }

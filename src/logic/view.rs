@@ -537,7 +537,19 @@ impl View {
                     result: None,
                 });
             }
-            Body::Spawned(_) | Body::Checkpoint(_) | Body::Observed(_) | Body::LogRepaired(_) | Body::Unknown => {}
+            Body::Spawned(_)
+            | Body::Checkpoint(_)
+            | Body::Vote(_)
+            | Body::Verdict(_)
+            | Body::Observed(_)
+            | Body::LogRepaired(_)
+            | Body::Opened(_)
+            | Body::Queued(_)
+            | Body::Acquire(_)
+            | Body::Renew(_)
+            | Body::Release(_)
+            | Body::Expired(_)
+            | Body::Unknown => {}
         }
     }
 

@@ -196,6 +196,14 @@ impl Wake {
             | Body::Decision(_)
             | Body::Awaited(_)
             | Body::LogRepaired(_)
+            | Body::Vote(_)
+            | Body::Verdict(_)
+            | Body::Opened(_)
+            | Body::Queued(_)
+            | Body::Acquire(_)
+            | Body::Renew(_)
+            | Body::Release(_)
+            | Body::Expired(_)
             | Body::Unknown => {}
         }
     }
@@ -251,6 +259,14 @@ fn changes_work(event: &Event) -> bool {
         | Body::Adopted(_)
         | Body::LogRepaired(_)
         | Body::RunEnded(_)
+        | Body::Vote(_)
+        | Body::Verdict(_)
+        | Body::Opened(_)
+        | Body::Queued(_)
+        | Body::Acquire(_)
+        | Body::Renew(_)
+        | Body::Release(_)
+        | Body::Expired(_)
         | Body::Unknown => false,
     }
 }

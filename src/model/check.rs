@@ -215,7 +215,10 @@ pub(super) fn link(base: &str, made: Vec<Made<'_>>, merges: Vec<MadeMerge>, r: &
         merge.needs = needs.iter().map(|(i, _)| ids[*i].clone()).collect();
         out_merges.push(merge);
     }
-    let need = |(i, checkpoint): (usize, Option<CheckpointName>)| plan::Need { task: ids[i].clone(), checkpoint };
+    let need = |(i, checkpoint): (usize, Option<CheckpointName>)| match checkpoint {
+        None => plan::Need::End(ids[i].clone()),
+        Some(name) => plan::Need::Checkpoint(ids[i].clone(), name),
+    };
     let named = edges.into_iter().map(|needs| needs.into_iter().map(need).collect());
     let tasks = made.into_iter().zip(named).map(|(m, needs)| Task { needs, ..m.task }).collect();
     (tasks, out_merges)
@@ -504,7 +507,7 @@ mod tests {
             {"id": "all", "run": ["x"], "needs": ["t-1", "*", "t-1"]},
             {"id": "t-1", "run": ["x"]},
             {"id": "t-2", "run": ["x"]}])));
-        let needs: Vec<&str> = plan.tasks[0].needs.iter().map(|n| n.task.as_str()).collect();
+        let needs: Vec<&str> = plan.tasks[0].needs.iter().map(|n| n.task().unwrap().as_str()).collect();
         assert_eq!(needs, ["t-1", "t-2"]);
     }
 

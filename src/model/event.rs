@@ -7,9 +7,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::base::ids::{CheckpointName, RunId, TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, RunId, TaskId, Topic, WorkerNo};
 use crate::model::scan;
 use crate::model::signal::Addressee;
+use crate::model::vote::Choice;
 
 /// The version of the event schema; stands in `run_started` as `v`.
 pub const SCHEMA: u32 = 1;
@@ -149,6 +150,10 @@ bodies! {
     Observed(Observed) = "observed",
     /// Somebody waits for a call of the session, or no longer does.
     Awaited(Awaited) = "awaited",
+    /// A task has voted, or has tried to.
+    Vote(Vote) = "vote",
+    /// A vote is decided.
+    Verdict(Decided) = "verdict",
     /// Somebody wants a task (the envelope's) or the whole run cancelled.
     CancelRequested(CancelRequested) = "cancel_requested",
     /// A session goes on with the run in another client.
@@ -157,6 +162,18 @@ bodies! {
     LogRepaired(LogRepaired) = "log_repaired",
     /// The run is over.
     RunEnded(RunEnded) = "run_ended",
+    /// The project's log of leases exists from here on; always its first line.
+    Opened(Opened) = "opened",
+    /// Somebody waits for resources.
+    Queued(Queued) = "queued",
+    /// Somebody holds resources from now on.
+    Acquire(Acquire) = "acquire",
+    /// For longer.
+    Renew(Renew) = "renew",
+    /// It is given back, or no longer waited for.
+    Release(Release) = "release",
+    /// It was taken away: its time is over, or who held it has died.
+    Expired(Release) = "expired",
 }
 
 impl Body {
@@ -510,9 +527,137 @@ pub struct Awaited {
     /// Which calls are meant, as `model::matcher` reads it; absent where it is over.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub matcher: Option<String>,
+    /// What of its own run a task waits for instead: `build`, `build@compiled`, or `deploy?` for a verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
     /// Whether it is over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub done: bool,
+}
+
+/// Payload of `vote`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    /// About what.
+    pub topic: Topic,
+    /// For what.
+    pub decision: Choice,
+    /// Why, in one line of the task's own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Why it does not count, where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// Payload of `verdict`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// About what.
+    pub topic: Topic,
+    /// What came out.
+    pub result: Choice,
+    /// Votes for `proceed`.
+    pub proceed: u32,
+    /// Votes for `abort`.
+    pub abort: u32,
+    /// Voters that have not voted.
+    pub absent: u32,
+    /// Whether too few have voted, so that the result is what the plan says for that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_quorum: bool,
+    /// Whether the session must hear of it before it stops.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub escalates: bool,
+}
+
+/// Payload of `opened`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Schema of this log, [`SCHEMA`].
+    pub v: u32,
+    /// Version of the cpw that made it.
+    pub cpw: String,
+}
+
+/// Who holds a lease, or waits for one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The process with which it ends.
+    pub process: Process,
+    /// The run it works for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// Its task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
+    /// The attempt of that task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// The worker that runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerNo>,
+    /// The session, where it is one of its calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The client's id of that call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_use_id: Option<String>,
+    /// What it is, for people: a command, shortened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// Payload of `queued`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queued {
+    /// All that is wanted, together or not at all: names, and files by their normal form.
+    pub resources: Vec<String>,
+    /// By whom.
+    pub holder: Holder,
+    /// The tokens of what it holds while it waits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holding: Vec<u64>,
+}
+
+/// Payload of `acquire`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acquire {
+    /// The number of this line: it rises from holder to holder.
+    pub token: u64,
+    /// What is held: names, and files by their normal form.
+    pub resources: Vec<String>,
+    /// By whom.
+    pub holder: Holder,
+    /// The `queued` that is served by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<u64>,
+    /// Since when, `CLOCK_MONOTONIC` in milliseconds on the boot of the holder's process.
+    pub mono_ms: u64,
+    /// Until when at most, by the same clock; as long as its holder lives where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+}
+
+/// Payload of `renew`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// Which.
+    pub token: u64,
+    /// Until when from now on, as in `acquire`.
+    pub expires: u64,
+}
+
+/// Payload of `release` and `expired`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Which: the number of its `acquire`, or of its `queued`.
+    pub token: u64,
+    /// Why, in a few words.
+    pub reason: String,
+    /// Why it was refused, where it was: it changes nothing then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
 }
 
 /// Payload of `cancel_requested`.

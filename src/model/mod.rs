@@ -17,4 +17,5 @@ pub mod settings;
 pub mod signal;
 pub mod starter;
 pub mod template;
+pub mod vote;
 pub mod words;

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::ids::{BadId, CheckpointName, RunId, SessionId, TaskId};
+use crate::base::ids::{BadId, CheckpointName, RunId, SessionId, TaskId, Topic};
 use crate::base::span::{Limit, Span};
 use crate::model::signal::Right;
+use crate::model::vote::Choice;
 
 /// The version of the plan format that this cpw writes.
 pub const VERSION: u32 = 1;
@@ -260,27 +261,48 @@ impl Isolate {
     }
 }
 
-/// What must have happened before a task starts. Written `build`, or `build@compiled`.
+/// What must have happened before a task starts. Written `build`, `build@compiled`, or `deploy?proceed`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub struct Need {
-    /// The task.
-    pub task: TaskId,
-    /// The checkpoint that it must have come to; its end where absent.
-    pub checkpoint: Option<CheckpointName>,
+pub enum Need {
+    /// This task is done.
+    End(TaskId),
+    /// This task has come to this checkpoint.
+    Checkpoint(TaskId, CheckpointName),
+    /// This vote has come out so.
+    Verdict(Topic, Choice),
+}
+
+impl Need {
+    /// The task that is needed, where it is one.
+    pub fn task(&self) -> Option<&TaskId> {
+        match self {
+            Need::End(task) | Need::Checkpoint(task, _) => Some(task),
+            Need::Verdict(..) => None,
+        }
+    }
+
+    /// The checkpoint that is needed, where it is one.
+    pub fn checkpoint(&self) -> Option<&CheckpointName> {
+        match self {
+            Need::Checkpoint(_, name) => Some(name),
+            Need::End(_) | Need::Verdict(..) => None,
+        }
+    }
 }
 
 impl From<TaskId> for Need {
     fn from(task: TaskId) -> Need {
-        Need { task, checkpoint: None }
+        Need::End(task)
     }
 }
 
 impl std::fmt::Display for Need {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.checkpoint {
-            None => write!(f, "{}", self.task),
-            Some(name) => write!(f, "{}@{name}", self.task),
+        match self {
+            Need::End(task) => write!(f, "{task}"),
+            Need::Checkpoint(task, name) => write!(f, "{task}@{name}"),
+            Need::Verdict(topic, choice) => write!(f, "{topic}?{choice}"),
         }
     }
 }
@@ -292,12 +314,20 @@ impl From<Need> for String {
 }
 
 impl TryFrom<String> for Need {
-    type Error = BadId;
+    type Error = String;
 
-    fn try_from(text: String) -> Result<Need, BadId> {
-        let (task, checkpoint) = text.split_once('@').map_or((&*text, None), |(task, name)| (task, Some(name)));
-        let checkpoint = checkpoint.map(CheckpointName::new).transpose()?;
-        Ok(Need { task: TaskId::new(task)?, checkpoint })
+    fn try_from(text: String) -> Result<Need, String> {
+        let bad = |e: BadId| format!("\"{text}\" {e}");
+        if let Some((topic, choice)) = text.split_once('?') {
+            let choice = Choice::by_name(choice).ok_or_else(|| format!("\"{text}\" names no outcome of a vote"))?;
+            return Ok(Need::Verdict(Topic::new(topic).map_err(bad)?, choice));
+        }
+        match text.split_once('@') {
+            Some((task, name)) => {
+                Ok(Need::Checkpoint(TaskId::new(task).map_err(bad)?, CheckpointName::new(name).map_err(bad)?))
+            }
+            None => Ok(Need::End(TaskId::new(&text).map_err(bad)?)),
+        }
     }
 }
 

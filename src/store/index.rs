@@ -473,8 +473,8 @@ mod tests {
             Body::WorkerStarted(process()),
             Body::WorkerExited(Reason { reason: "x".into() }),
             Body::Observed(observed),
-            Body::Awaited(Awaited { id: 4, matcher: Some("Read".into()), done: false }),
-            Body::Awaited(Awaited { id: 4, matcher: None, done: true }),
+            Body::Awaited(Awaited { id: 4, matcher: Some("Read".into()), on: None, done: false }),
+            Body::Awaited(Awaited { id: 4, matcher: None, on: None, done: true }),
             Body::SignalReleased(SignalReleased { id: None, reason: "x".into() }),
             done("fine"),
         ]);

@@ -6,6 +6,7 @@ use crate::logic::state::State;
 use crate::model::event::{Body, Ended, Event, Verdict};
 use crate::model::plan::Plan;
 use crate::model::signal::{BLOCK, INFORM};
+use crate::model::vote::Choice;
 use crate::ui::paint::Paint;
 use crate::ui::when;
 use std::fmt::Write;
@@ -104,6 +105,17 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
         Body::SignalReleased(p) => {
             line(Mark::Note, format!("{by}{task} takes it back: {}", one_line(&p.reason, MAX_TEXT)))
         }
+        Body::Vote(p) => {
+            let why = p.refused.as_deref().map(|why| format!(", which does not count: {}", one_line(why, MAX_TEXT)));
+            let mark = if why.is_some() { Mark::Bad } else { Mark::Note };
+            line(mark, format!("{by}{task} votes {} on {}{}", p.decision, p.topic, why.unwrap_or_default()))
+        }
+        Body::Verdict(p) => {
+            let mark = if p.result == Choice::Proceed { Mark::Good } else { Mark::Bad };
+            let quorum = if p.no_quorum { ", no quorum" } else { "" };
+            let tally = format!("{} for, {} against, {} absent{quorum}", p.proceed, p.abort, p.absent);
+            line(mark, format!("{} is decided: {} ({tally})", p.topic, p.result))
+        }
         Body::CancelRequested(p) => {
             let what = if task.is_empty() { "the run" } else { task };
             line(Mark::Note, format!("{} asked to cancel {what}", one_line(&p.by, 40)))
@@ -124,6 +136,12 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
         | Body::Decision(_)
         | Body::Observed(_)
         | Body::Awaited(_)
+        | Body::Opened(_)
+        | Body::Queued(_)
+        | Body::Acquire(_)
+        | Body::Renew(_)
+        | Body::Release(_)
+        | Body::Expired(_)
         | Body::Unknown => None,
     }
 }

@@ -297,8 +297,8 @@ pub(super) fn every_kind() -> Vec<Draft> {
             reason: "claimed by task-a".into(),
             ..Decision::default()
         })),
-        attempt(Body::Awaited(Awaited { id: 7, matcher: Some("Read(api.py)".into()), done: false })),
-        attempt(Body::Awaited(Awaited { id: 7, matcher: None, done: true })),
+        attempt(Body::Awaited(Awaited { id: 7, matcher: Some("Read(api.py)".into()), on: None, done: false })),
+        attempt(Body::Awaited(Awaited { id: 7, matcher: None, on: None, done: true })),
         Draft::run(Body::Observed(Observed {
             hook: "PreToolUse".into(),
             phase: "before".into(),
