@@ -1,0 +1,4 @@
+# Both numbers are needed.
+main() {
+    add "$1" "$2"
+}
