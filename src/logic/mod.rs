@@ -5,6 +5,7 @@ pub mod again;
 pub mod command;
 pub mod conductor;
 pub mod glance;
+pub mod leases;
 pub mod sched;
 pub mod session;
 pub mod signals;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::base::ids::{CheckpointName, RunId, TaskId, Topic, WorkerNo};
+use crate::model::resource::Resource;
 use crate::model::scan;
 use crate::model::signal::Addressee;
 use crate::model::vote::Choice;
@@ -611,13 +612,19 @@ pub struct Holder {
 /// Payload of `queued`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Queued {
-    /// All that is wanted, together or not at all: names, and files by their normal form.
-    pub resources: Vec<String>,
+    /// All that is wanted, together or not at all.
+    pub resources: Vec<Resource>,
     /// By whom.
     pub holder: Holder,
     /// The tokens of what it holds while it waits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holding: Vec<u64>,
+    /// Since when, `CLOCK_MONOTONIC` in milliseconds on the boot of the holder's process.
+    pub mono_ms: u64,
+    /// Until when, by the same clock: nobody waits behind it any longer, should it be stopped. As long as it lives where
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
 }
 
 /// Payload of `acquire`.
@@ -625,8 +632,8 @@ pub struct Queued {
 pub struct Acquire {
     /// The number of this line: it rises from holder to holder.
     pub token: u64,
-    /// What is held: names, and files by their normal form.
-    pub resources: Vec<String>,
+    /// What is held.
+    pub resources: Vec<Resource>,
     /// By whom.
     pub holder: Holder,
     /// The `queued` that is served by it.
@@ -651,11 +658,11 @@ pub struct Renew {
 /// Payload of `release` and `expired`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// Which: the number of its `acquire`, or of its `queued`.
+    /// Which: the number of its `acquire`, or of its `queued`; 0 where none was meant that there is.
     pub token: u64,
-    /// Why, in a few words.
+    /// Why, in a few words; where it was refused, who wanted what and why not.
     pub reason: String,
-    /// Why it was refused, where it was: it changes nothing then.
+    /// Whether it was refused, be it a `renew` or a `release`: it changes nothing then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refused: bool,
 }

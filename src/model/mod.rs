@@ -11,6 +11,7 @@ pub mod glob;
 pub mod json;
 pub mod matcher;
 pub mod plan;
+pub mod resource;
 pub mod scan;
 pub mod schema;
 pub mod settings;
