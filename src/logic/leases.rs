@@ -11,6 +11,7 @@
 //! all that its task holds: two processes of a task that take turns at a lease are no circle.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
@@ -431,7 +432,7 @@ impl InTheWay<'_> {
         let more = all.len().saturating_sub(MAX_NAMED);
         let mut text = all[..all.len().min(MAX_NAMED)].join("; ");
         if more > 0 {
-            text.push_str(&format!("; and {more} more"));
+            let _ = write!(text, "; and {more} more");
         }
         text
     }
@@ -463,9 +464,9 @@ fn in_words(me: &str, found: &[(&Holder, &Lease, Option<usize>)], last: usize) -
     let mut said = format!("would wait for ever: {me} holds {text}");
     for (i, (who, lease, _)) in steps.iter().enumerate() {
         if i == 0 {
-            said.push_str(&format!(" and waits for {}", list(&lease.resources)));
+            let _ = write!(said, " and waits for {}", list(&lease.resources));
         } else {
-            said.push_str(&format!(", which {} holds, who waits for {}", name(who), list(&lease.resources)));
+            let _ = write!(said, ", which {} holds, who waits for {}", name(who), list(&lease.resources));
         }
     }
     said

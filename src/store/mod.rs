@@ -8,6 +8,7 @@ pub mod file;
 pub mod home;
 pub mod hooklog;
 pub mod index;
+pub mod leases;
 pub mod log;
 pub mod project;
 pub mod registry;

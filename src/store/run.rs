@@ -230,6 +230,23 @@ fn make_runs(project: &Path, runs: &Path) -> io::Result<Dir> {
     Ok(dir)
 }
 
+/// The folder of a project's runs, made if it is missing, kept out of version control, and on a file system whose locks keep
+/// everybody out.
+pub fn make_runs_folder(project: &Path, runs: &Path) -> Result<Dir, RunError> {
+    let all = make_runs(project, runs).map_err(at(runs))?;
+    check_locks(&all)?;
+    let keep_out = || -> io::Result<()> {
+        // A folder that has other things in it keeps its place in version control.
+        let ours = runs == runs_path(project) || all.names()?.is_empty();
+        if ours && all.stat(".gitignore")?.is_none() {
+            all.write_atomic(".gitignore", b"*\n", 0o644, false)?;
+        }
+        Ok(())
+    };
+    keep_out().map_err(at(runs))?;
+    Ok(all)
+}
+
 /// The project of a run's folder below its project's `.claude/runs`.
 fn project_by_place(path: &Path) -> Option<&Path> {
     path.ancestors().nth(3).filter(|project| path.parent().is_some_and(|runs| runs == runs_path(project)))
@@ -336,14 +353,8 @@ impl RunDir {
         plan: &Plan,
         origin: &Origin<'_>,
     ) -> Result<RunDir, RunError> {
-        let all = make_runs(project, runs).map_err(at(runs))?;
-        check_locks(&all)?;
+        let all = make_runs_folder(project, runs)?;
         let make = || -> io::Result<Dir> {
-            // A folder that has other things in it keeps its place in version control.
-            let ours = runs == runs_path(project) || all.names()?.is_empty();
-            if ours && all.stat(".gitignore")?.is_none() {
-                all.write_atomic(".gitignore", b"*\n", 0o644, false)?;
-            }
             let dir = all.make_new_sub(name, 0o700)?;
             dir.create_sub(BELLS, 0o700)?;
             dir.create_sub(WORKERS, 0o700)?;
