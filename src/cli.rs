@@ -72,6 +72,8 @@ pub enum Command {
     Checkpoint(cmd::checkpoint::Args),
     /// Inside a task: say something to the session, or keep it from doing something
     Signal(cmd::signal::Args),
+    /// Run a command while nobody else holds what it needs: a database, a port, a file
+    Lease(cmd::lease::Args),
     /// Run one task in the foreground, or work on a run as one of its workers
     Worker(cmd::worker::Args),
 }
@@ -116,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Summary(args) => cmd::progress::run_summary(args),
         Command::Checkpoint(args) => cmd::checkpoint::run(args),
         Command::Signal(args) => cmd::signal::run(args),
+        Command::Lease(args) => cmd::lease::run(args),
         Command::Worker(args) => cmd::worker::run(args),
     };
     match result {

@@ -32,6 +32,11 @@ pub const DEPTH: &str = "CPW_DEPTH";
 /// In a task: the W3C trace context of the run.
 pub const TRACEPARENT: &str = "TRACEPARENT";
 
+/// In a command that `cpw lease` has become: the token of its lease, which rises from holder to holder.
+pub const LEASE_TOKEN: &str = "CPW_LEASE_TOKEN";
+/// In such a command: every lease that it and those above it hold, as `TOKEN@LOG`, separated by commas.
+pub const LEASES: &str = "CPW_LEASES";
+
 /// In a worker that was started detached: it is part of no task, whoever has started it.
 pub const SLOT: &str = "CPW_SLOT";
 

@@ -13,6 +13,10 @@ pub enum Exit {
     Usage = 3,
     /// What was waited for did not happen in time.
     TimedOut = 4,
+    /// The command that `lease` was to become cannot be executed.
+    NotExecutable = 126,
+    /// There is no such command.
+    NotFound = 127,
     /// Cancelled by Ctrl-C.
     Interrupted = 130,
 }

@@ -17,6 +17,7 @@ pub mod follow;
 pub mod hold;
 pub mod init;
 pub mod inside;
+pub mod lease;
 pub mod logs;
 pub mod off;
 pub mod on;

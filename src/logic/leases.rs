@@ -416,18 +416,12 @@ impl InTheWay<'_> {
         let age =
             |since: u64| crate::base::span::human(std::time::Duration::from_millis(mono_ms.saturating_sub(since)));
         let held = self.leases.iter().map(|l| {
-            format!(
-                "{} is held by {} (token {}, for {})",
-                list(&l.resources),
-                name(&l.holder),
-                l.token,
-                age(l.since_ms)
-            )
+            format!("{} is held by {}, token {}, for {}", list(&l.resources), name(&l.holder), l.token, age(l.since_ms))
         });
         let wanted = self
             .requests
             .iter()
-            .map(|r| format!("{} is waited for by {} (for {})", list(&r.resources), name(&r.holder), age(r.since_ms)));
+            .map(|r| format!("{} is waited for by {}, for {}", list(&r.resources), name(&r.holder), age(r.since_ms)));
         let all: Vec<String> = held.chain(wanted).collect();
         let more = all.len().saturating_sub(MAX_NAMED);
         let mut text = all[..all.len().min(MAX_NAMED)].join("; ");
@@ -762,7 +756,7 @@ mod tests {
         assert_eq!(sim.take(&mut want(9999, "db", &[])), Taken::Full);
         let said = sim.leases.in_the_way(&want(9999, "db", &[])).describe(9000);
         assert!(
-            said.starts_with("db is held by process 1 (token 2, for 8.0 s); db is waited for by process 2 "),
+            said.starts_with("db is held by process 1, token 2, for 8.0 s; db is waited for by process 2 "),
             "{said}"
         );
         assert!(said.ends_with("; and 1022 more"), "{said}");

@@ -1,5 +1,5 @@
 //! Running another program to its end, for the sake of what it says: bounded in time and in what is kept, with nothing on
-//! its stdin. At the limit it is killed with all that is in its session.
+//! its stdin. At the limit it is killed with all that is in its session. And becoming another program.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -50,6 +50,16 @@ pub struct Ran {
     pub stdout: Vec<u8>,
     /// The beginning of its stderr.
     pub stderr: String,
+}
+
+/// Becomes another program, found as a shell finds it: the process stays the same, with its descriptors and its folder.
+/// Returns only where that failed. `env` is set beside what there is.
+pub fn turn_into(argv: &[OsString], env: &[(&str, String)]) -> io::Error {
+    use std::os::unix::process::CommandExt;
+    let Some((name, rest)) = argv.split_first() else {
+        return io::Error::new(io::ErrorKind::InvalidInput, "no command");
+    };
+    std::process::Command::new(name).args(rest).envs(env.iter().map(|(key, value)| (key, value))).exec()
 }
 
 /// Runs it. The error says, for people, why there is no answer. What it leaves running in the background is not waited for.
