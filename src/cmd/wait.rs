@@ -1,21 +1,24 @@
-//! `cpw wait`: waits until a task is done, a run has ended, or the session has made a call, and tells which by its exit code. Sleeps until a bell rings;
-//! a run whose workers are all dead gets a new one, as with every command that looks.
+//! `cpw wait`: waits until tasks are done or have come to checkpoints, a run has ended, or the session has made a call, and
+//! tells which by its exit code. Sleeps until a bell rings; a run whose workers are all dead gets a new one, as with every
+//! command that looks. A task that waits for its own run says so in the log, where who would close a circle is refused.
 
-use std::fmt::Display;
 use std::time::Duration;
 
 use anyhow::Context;
+use serde_json::{Map, Value, json};
 
 use crate::actor::crew::{self, Tended};
 use crate::actor::vigil::Vigil;
 use crate::base::env;
 use crate::base::exit::{Exit, Wrong};
-use crate::base::ids::TaskId;
+use crate::base::ids::{CheckpointName, TaskId};
 use crate::base::span::Span;
 use crate::base::text::one_line;
+use crate::cmd::inside::Inside;
 use crate::cmd::{find, inside};
+use crate::logic::circle;
 use crate::logic::conductor;
-use crate::logic::state::State;
+use crate::logic::state::{On, State};
 use crate::logic::view::{MAX_AWAITING, Phase, View};
 use crate::logic::wake::Concern;
 use crate::model::event::{Awaited, Body, Draft, Verdict};
@@ -25,30 +28,39 @@ use crate::store::bells;
 use crate::store::log::{LogError, Tape};
 use crate::store::registry;
 use crate::store::run::{Run, RunDir};
-use crate::sys::bell;
+use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
 use crate::sys::signals;
 use crate::ui::lines;
 use crate::ui::print;
 
-/// Wait until a task is done, a run has ended, or the session has made a call
+/// For how long a task waits that does not say.
+const INSIDE: Span = Span::from_secs(30 * 60);
+
+/// Wait until tasks are done, have come to checkpoints, a run has ended, or the session has made a call
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     cpw wait --run                    until the newest run here has ended\n  \
     cpw wait --task build             until its task `build` is done\n  \
+    cpw wait --checkpoint build@compiled --timeout 30s   until `build` has said `cpw checkpoint compiled`\n  \
+    cpw wait --checkpoint a@ready --checkpoint b@ready --task c   until all of it has happened\n  \
     cpw wait --run 20261121-10        another run, by a unique beginning of its id\n  \
     cpw wait --task build --timeout 5m && ./deploy.sh\n  \
     cpw wait --conductor 'Read(data1.csv)' --timeout 30s   until the session reads it, or tries to\n  \
     cpw wait --conductor 'Bash(git commit*)'               until it commits\n\n\
-    Inside a task it means the task's own run. Waiting costs nothing while nothing happens.\n\
+    Inside a task it means the task's own run. Waiting costs nothing while nothing happens. Inside a task it lasts at most 30\n\
+    minutes without --timeout, and never longer than its attempt; a task that would wait for what waits for it is refused.\n\
     A call of the session counts also if it was made before, where a task claimed its file.\n\
-    Exit code: 0 the task is done, the run is ok, the call was made · 1 that can no longer happen, and why · 4 not within --timeout · \
-    130 Ctrl-C, which ends only the waiting")]
+    Exit code: 0 all of it has happened, the run is ok, the call was made · 1 something of it can no longer happen, and why · \
+    3 wrong, or it would wait for ever · 4 not within --timeout · 130 Ctrl-C, which ends only the waiting")]
 pub struct Args {
-    /// The task to wait for: its id or a unique beginning of it
-    #[arg(long, value_name = "TASK", required_unless_present_any = ["end", "conductor"],
+    /// The task to wait for: its id or a unique beginning of it; several times for several
+    #[arg(long = "task", value_name = "TASK", required_unless_present_any = ["end", "conductor", "checkpoints"],
         conflicts_with_all = ["end", "conductor"])]
-    task: Option<String>,
+    tasks: Vec<String>,
+    /// The checkpoint of a task to wait for; several times for several
+    #[arg(long = "checkpoint", value_name = "TASK@NAME", conflicts_with_all = ["end", "conductor"])]
+    checkpoints: Vec<String>,
     /// Wait until the session makes such a call, or tries to: a tool, and in parentheses a glob over its file or command
     #[arg(long, value_name = "CALL", conflicts_with = "end")]
     conductor: Option<String>,
@@ -58,9 +70,12 @@ pub struct Args {
     /// The run: its id or a unique beginning of it (the newest one here where absent)
     #[arg(value_name = "RUN")]
     run: Option<String>,
-    /// How long to wait at most, such as 30s or 5m (for ever where absent)
+    /// How long to wait at most, such as 30s or 5m (for ever where absent; inside a task 30m)
     #[arg(long, value_parser = span)]
     timeout: Option<Span>,
+    /// Print what came of it as one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 fn span(text: &str) -> Result<Span, String> {
@@ -68,14 +83,61 @@ fn span(text: &str) -> Result<Span, String> {
 }
 
 /// What is waited for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Aim {
-    /// The outcome of this task, by its place in the plan.
-    Task(usize),
+    /// The outcome of a task, or a checkpoint of it.
+    Task(On),
     /// The end of the run.
     End,
     /// A call of the session.
     Call,
+}
+
+impl Aim {
+    /// All that the command line asks for, each once.
+    fn all(args: &Args, plan: &Plan) -> Result<Vec<Aim>, Wrong> {
+        let mut aims = Vec::new();
+        for given in &args.tasks {
+            aims.push(Aim::Task(On { task: find::task(plan, given)?, checkpoint: None }));
+        }
+        for given in &args.checkpoints {
+            let wrong = |why: String| Wrong::with_hint(why, "a checkpoint is written build@compiled");
+            let shown = one_line(given, 120);
+            let (task, name) =
+                given.split_once('@').ok_or_else(|| wrong(format!("--checkpoint '{shown}' names no checkpoint")))?;
+            let name = CheckpointName::new(name).map_err(|e| wrong(format!("--checkpoint '{shown}': the name {e}")))?;
+            aims.push(Aim::Task(On { task: find::task(plan, task)?, checkpoint: Some(name) }));
+        }
+        if aims.is_empty() {
+            aims.push(if args.conductor.is_some() { Aim::Call } else { Aim::End });
+        }
+        let mut once: Vec<Aim> = Vec::new();
+        for aim in aims {
+            if !once.contains(&aim) {
+                once.push(aim);
+            }
+        }
+        Ok(once)
+    }
+
+    /// As plans and the log write it.
+    fn name(&self, plan: &Plan) -> String {
+        match self {
+            Aim::Task(On { task, checkpoint: Some(name) }) => format!("{}@{name}", plan.tasks[*task].id),
+            Aim::Task(On { task, checkpoint: None }) => plan.tasks[*task].id.to_string(),
+            Aim::End => "run".into(),
+            Aim::Call => "call".into(),
+        }
+    }
+
+    /// Whose bell rings when it may have happened.
+    fn concern(&self, plan: &Plan) -> Concern {
+        match self {
+            Aim::Task(on) => Concern::Task(plan.tasks[on.task].id.clone()),
+            Aim::End => Concern::End,
+            Aim::Call => Concern::Observed,
+        }
+    }
 }
 
 /// What became of it.
@@ -97,60 +159,154 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     };
     let begun = clock::mono_ms();
     let mut run = folder.open_run()?;
-    let aim = match args.task.as_deref() {
-        Some(given) => Aim::Task(find::task(&run.plan, given)?),
-        None if args.conductor.is_some() => Aim::Call,
-        None => Aim::End,
-    };
+    let aims = Aim::all(args, &run.plan)?;
     // Inside a task of the run, its own worker is alive; and a worker that a task starts would end with the task.
     let inside = own.is_some();
-    if let Some(own) = own {
-        refuse_a_circle(&run.plan, &own, aim)?;
+    if let Some(own) = own.filter(|_| aims.contains(&Aim::End)) {
+        return Err(Wrong::new(format!("task {own} would wait for ever: its run ends after it")).into());
     }
+    let default = std::env::var_os(env::TASK).filter(|task| !task.is_empty()).map(|_| INSIDE);
+    let limit = args.timeout.or(default);
     let termination = signals::catch_termination()?;
-    let concern = match aim {
-        Aim::Task(i) => Concern::Task(run.plan.tasks[i].id.clone()),
-        Aim::End => Concern::End,
-        Aim::Call => Concern::Observed,
-    };
-    let bell = bells::hang(&folder, &concern).context("cannot wait for news of the run")?;
+    let hang = |aim: &Aim| bells::hang(&folder, &aim.concern(&run.plan));
+    let hung: Vec<Bell> = aims.iter().map(hang).collect::<Result<_, _>>().context("cannot wait for news of the run")?;
+    let bells: Vec<&Bell> = hung.iter().collect();
     let mut call = args.conductor.as_deref().map(|call| Call::await_in(&folder, call, inside)).transpose()?;
+    let mut waiting = None;
     let mut vigil = Vigil::default();
-    loop {
-        bell.drain();
+    let outcome = loop {
+        for bell in &bells {
+            bell.drain();
+        }
         if termination.take().is_some() {
-            return Ok(Exit::Interrupted);
+            break (Exit::Interrupted, String::new());
         }
         run.refresh()?;
+        if inside && waiting.is_none() {
+            waiting = Some(Waiting::begin(&mut run, &aims)?);
+        }
         let seen = call.as_mut().map(Call::look).transpose()?.flatten();
-        let came = match seen.map(Came::Yes).or_else(|| came(&run, aim)) {
+        let came = match seen.map(Came::Yes).or_else(|| all_came(&run, &aims)) {
             None if !inside => tend(&mut vigil, &mut run, &folder)?,
             came => came,
         };
         match came {
-            Some(Came::Yes(what)) => {
-                print::out(what);
-                return Ok(Exit::Ok);
-            }
-            Some(Came::Never(why)) => {
-                print::err(format_args!("cpw: {why}"));
-                return Ok(Exit::Failed);
-            }
+            Some(Came::Yes(what)) => break (Exit::Ok, what),
+            Some(Came::Never(why)) => break (Exit::Failed, why),
             None => {}
         }
         let passed = Duration::from_millis(clock::mono_ms().saturating_sub(begun));
-        let left = args.timeout.map(|limit| limit.to_std().saturating_sub(passed));
+        let left = limit.map(|limit| limit.to_std().saturating_sub(passed));
         if left.is_some_and(|left| left.is_zero()) {
-            print::err(format_args!("cpw: {}; not waited for any longer", stands(&run, aim)));
-            return Ok(Exit::TimedOut);
+            let why = if args.timeout.is_some() { "" } else { ": inside a task that is 30m without --timeout" };
+            break (Exit::TimedOut, format!("{}; not waited for any longer{why}", stand(&run, &aims)));
         }
         let mut fds = vec![termination.fd()];
         fds.extend(vigil.fd());
         let longest = vigil.longest();
-        let ready = bell::wait(&[&bell], &fds, left.map_or(longest, |left| left.min(longest)))?;
+        let ready = bell::wait(&bells, &fds, left.map_or(longest, |left| left.min(longest)))?;
         if ready.get(1) == Some(&true) {
             vigil.died();
         }
+    };
+    if let Some(waiting) = waiting {
+        waiting.end(&mut run);
+    }
+    if outcome.0 != Exit::Interrupted {
+        tell(args, &run, &aims, &outcome);
+    }
+    Ok(outcome.0)
+}
+
+/// Says what came of it.
+fn tell(args: &Args, run: &Run, aims: &[Aim], (exit, said): &(Exit, String)) {
+    if args.json {
+        let word = match exit {
+            Exit::Ok => "happened",
+            Exit::TimedOut => "timeout",
+            _ => "never",
+        };
+        let names: Vec<String> = aims.iter().map(|aim| aim.name(&run.plan)).collect();
+        let mut data = Map::new();
+        for aim in aims {
+            if let Some(found) = handed(run, aim) {
+                data.insert(aim.name(&run.plan), found.unwrap_or(Value::Null));
+            }
+        }
+        let mut all = json!({ "outcome": word, "on": names, "said": said });
+        if !data.is_empty() {
+            all["data"] = data.into();
+        }
+        print::out(all);
+    } else if *exit == Exit::Ok {
+        print::out(said);
+    } else {
+        print::err(format_args!("cpw: {said}"));
+    }
+}
+
+/// What was handed over with a checkpoint that has happened.
+fn handed(run: &Run, aim: &Aim) -> Option<Option<Value>> {
+    let Aim::Task(On { task, checkpoint: Some(name) }) = aim else { return None };
+    run.state.tasks[*task].checkpoints.get(name).cloned()
+}
+
+/// That this task waits, in the log, where who waits for whom can be seen.
+struct Waiting {
+    inside: Inside,
+    ids: Vec<u64>,
+}
+
+impl Waiting {
+    /// Says what is waited for and has not come yet; an error with the circle that this would close.
+    fn begin(run: &mut Run, aims: &[Aim]) -> anyhow::Result<Waiting> {
+        let inside = inside::attempt("wait")?;
+        let mut ids = Vec::new();
+        let refused = run.transact(|tx, plan| {
+            let Some(own) = tx.fold.index_of(&inside.task) else { return Ok(None) };
+            let is_own = tx.fold.tasks[own].open.as_ref().is_some_and(|open| open.number == inside.attempt);
+            let on: Vec<On> =
+                aims.iter().filter_map(|aim| if let Aim::Task(on) = aim { Some(on.clone()) } else { None }).collect();
+            if !is_own || on.is_empty() || tx.fold.view.ended.is_some() {
+                return Ok(None);
+            }
+            if let Some(why) = circle::refusal(tx.fold, plan, own, &on) {
+                return Ok(Some(why));
+            }
+            for on in on {
+                if one_came(tx.fold, plan, &on).is_some() {
+                    continue;
+                }
+                let id = tx.fold.view.seq + 1;
+                let on = Some(Aim::Task(on).name(plan));
+                let body = Body::Awaited(Awaited { id, matcher: None, on, done: false });
+                tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
+                ids.push(id);
+            }
+            Ok(None)
+        });
+        match refused.context("cannot write to the run's log")? {
+            Some(why) => Err(Wrong::new(format!("task {} {why}", inside.task)).into()),
+            None => Ok(Waiting { inside, ids }),
+        }
+    }
+
+    /// Says that it is over; where that cannot be said, it ends with the attempt.
+    fn end(self, run: &mut Run) {
+        let Waiting { inside, ids } = self;
+        if ids.is_empty() {
+            return;
+        }
+        let said = run.transact(|tx, plan| {
+            for id in ids {
+                let Some(waits) = tx.fold.waits.get(&id) else { continue };
+                let on = Some(Aim::Task(waits.on.clone()).name(plan));
+                let body = Body::Awaited(Awaited { id, matcher: None, on, done: true });
+                tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
+            }
+            Ok(())
+        });
+        drop(said);
     }
 }
 
@@ -168,37 +324,21 @@ fn tend(vigil: &mut Vigil, run: &mut Run, folder: &RunDir) -> anyhow::Result<Opt
     }
 }
 
-/// A task that waits for itself, for what needs it, or for the end of its run, waits for ever.
-fn refuse_a_circle(plan: &Plan, own: &TaskId, aim: Aim) -> Result<(), Wrong> {
-    let refuse = |why: &dyn Display| Err(Wrong::new(format!("task {own} would wait for ever: {why}")));
-    let aim = match aim {
-        Aim::Task(aim) => aim,
-        Aim::End => return refuse(&"its run ends after it"),
-        Aim::Call => return Ok(()),
-    };
-    let wanted = &plan.tasks[aim].id;
-    if wanted == own {
-        return refuse(&"it cannot be done while it waits");
-    }
-    let mut behind = vec![wanted];
-    let mut next = 0;
-    while let Some(id) = behind.get(next).copied() {
-        next += 1;
-        let needs = plan.tasks.iter().filter(|t| t.id == *id).flat_map(|t| &t.needs);
-        for need in needs {
-            let Some(need) = need.task() else { continue };
-            if need == own {
-                return refuse(&format_args!("{wanted} needs it"));
-            }
-            if !behind.contains(&need) {
-                behind.push(need);
-            }
+/// What became of all of it: it has happened when all has, and can no longer when one cannot.
+fn all_came(run: &Run, aims: &[Aim]) -> Option<Came> {
+    let mut said = Vec::new();
+    let mut open = false;
+    for aim in aims {
+        match came(run, aim) {
+            Some(Came::Never(why)) => return Some(Came::Never(why)),
+            Some(Came::Yes(what)) => said.push(what),
+            None => open = true,
         }
     }
-    Ok(())
+    (!open).then(|| Came::Yes(said.join("\n")))
 }
 
-fn came(run: &Run, aim: Aim) -> Option<Came> {
+fn came(run: &Run, aim: &Aim) -> Option<Came> {
     let Run { plan, state, .. } = run;
     match aim {
         Aim::End => {
@@ -219,18 +359,33 @@ fn came(run: &Run, aim: Aim) -> Option<Came> {
             }
             state.view.session.is_none().then(|| never("belongs to no session")).flatten()
         }
-        Aim::Task(i) => {
-            let (task, spec) = (&state.tasks[i], &plan.tasks[i]);
-            if !task.phase.is_final() {
-                return None;
-            }
-            let line = task.line.as_deref().map(|line| format!(": {}", one_line(line, 300))).unwrap_or_default();
-            let said = format!("{} is {}{line}", spec.id, task.phase.word());
-            // As for those that need it: where it may fail, its failure counts.
-            let tolerated = spec.allow_failure && matches!(task.phase, Phase::Failed | Phase::TimedOut | Phase::Lost);
-            Some(if task.phase == Phase::Done || tolerated { Came::Yes(said) } else { Came::Never(said) })
-        }
+        Aim::Task(on) => one_came(state, plan, on),
     }
+}
+
+/// What became of a task, or of a checkpoint of it.
+fn one_came(state: &State, plan: &Plan, on: &On) -> Option<Came> {
+    let (task, spec) = (&state.tasks[on.task], &plan.tasks[on.task]);
+    if let Some(name) = &on.checkpoint {
+        // Of a task that another run has done, nobody can tell any more what it came to.
+        if let Some(data) = task.checkpoints.get(name) {
+            let data = data.as_ref().map(|data| format!(": {}", one_line(&data.to_string(), 300)));
+            return Some(Came::Yes(format!("{} has come to {name}{}", spec.id, data.unwrap_or_default())));
+        }
+        if task.is_taken {
+            return Some(Came::Yes(format!("{} was done in the run that this one continues", spec.id)));
+        }
+        let over = task.phase.is_final();
+        return over.then(|| Came::Never(format!("{} is {} and has not come to {name}", spec.id, task.phase.word())));
+    }
+    if !task.phase.is_final() {
+        return None;
+    }
+    let line = task.line.as_deref().map(|line| format!(": {}", one_line(line, 300))).unwrap_or_default();
+    let said = format!("{} is {}{line}", spec.id, task.phase.word());
+    // As for those that need it: where it may fail, its failure counts.
+    let tolerated = spec.allow_failure && matches!(task.phase, Phase::Failed | Phase::TimedOut | Phase::Lost);
+    Some(if task.phase == Phase::Done || tolerated { Came::Yes(said) } else { Came::Never(said) })
 }
 
 /// Waiting for a call of the session: hooks write such calls down for as long as the log says that somebody waits.
@@ -297,37 +452,22 @@ impl Drop for Call {
 }
 
 /// How it stands while it has not come.
-fn stands(run: &Run, aim: Aim) -> String {
+fn stand(run: &Run, aims: &[Aim]) -> String {
     let Run { plan, state, .. } = run;
-    match aim {
+    let open = aims.iter().filter(|aim| came(run, aim).is_none());
+    let parts = open.map(|aim| match aim {
         Aim::End => format!("run {} is still active ({})", plan.run, lines::tally(state.view.counts)),
         Aim::Call => format!("the session has made no such call (run {})", plan.run),
-        Aim::Task(i) => format!("{} is still {}", plan.tasks[i].id, task_stands(state, i)),
-    }
+        Aim::Task(On { task, checkpoint }) => {
+            let id = &plan.tasks[*task].id;
+            let without = checkpoint.as_ref().map(|name| format!(" and has not come to {name}"));
+            format!("{id} is still {}{}", task_stands(state, *task), without.unwrap_or_default())
+        }
+    });
+    parts.collect::<Vec<_>>().join("; ")
 }
 
 fn task_stands(state: &State, i: usize) -> String {
     let task = &state.tasks[i];
     task.percent.map_or_else(|| task.phase.word().to_owned(), |p| format!("{} ({p} %)", task.phase.word()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::logic::simulation::{plan, task};
-
-    #[test]
-    fn a_task_may_wait_for_what_does_not_wait_for_it() {
-        let id = |name: &str| TaskId::new(name).unwrap();
-        let mut tasks: Vec<_> = ["a", "b", "c", "d"].map(task).into();
-        tasks[1].needs = vec![id("a").into()];
-        tasks[2].needs = vec![id("b").into()];
-        let plan = plan(tasks);
-        let refused = |own: &str, aim| refuse_a_circle(&plan, &id(own), aim).err().map(|e| e.what);
-        assert_eq!(refused("b", Aim::Task(0)), None);
-        assert_eq!(refused("a", Aim::Task(3)), None);
-        assert_eq!(refused("a", Aim::Task(2)).unwrap(), "task a would wait for ever: c needs it");
-        assert_eq!(refused("a", Aim::Task(0)).unwrap(), "task a would wait for ever: it cannot be done while it waits");
-        assert_eq!(refused("d", Aim::End).unwrap(), "task d would wait for ever: its run ends after it");
-    }
 }

@@ -102,7 +102,7 @@ fn is_of_tool(matcher: &str, tool: &str) -> bool {
 /// look at its beginning.
 pub fn is_unchanged_by(line: &[u8], seq: u64) -> bool {
     const QUIET: [&[u8]; 4] = [b"progress", b"spawned", b"observed", b"log_repaired"];
-    Head::of(line).is_some_and(|head| head.seq == seq && QUIET.contains(&head.kind))
+    Head::of(line).is_some_and(|head| head.seq == seq && (QUIET.contains(&head.kind) || head.is_awaited_inside()))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! is told. Pure: no file, clock or process; the same functions run in hooks, workers, commands and tests.
 
 pub mod again;
+pub mod circle;
 pub mod command;
 pub mod conductor;
 pub mod glance;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
-use crate::model::event::{Body, Ended, Event, Process, ResultFile, Started, Usage};
+use crate::model::event::{Awaited, Body, Ended, Event, Process, ResultFile, Started, Usage};
 use crate::model::plan::{Need, Plan};
 
 /// So many lost attempts of a task within a minute end it: something about it kills workers.
@@ -90,6 +90,38 @@ impl TaskState {
     }
 }
 
+/// What a task can wait for while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct On {
+    /// This task, by its place in the plan.
+    pub task: usize,
+    /// Only this checkpoint of it, not its end.
+    pub checkpoint: Option<CheckpointName>,
+}
+
+impl On {
+    /// Reads `build` or `build@compiled`, as `awaited` has it. `None`: nothing of this run that is known here.
+    pub fn parse(state: &State, text: &str) -> Option<On> {
+        let (task, checkpoint) = match text.split_once('@') {
+            Some((task, name)) => (task, Some(CheckpointName::new(name).ok()?)),
+            None => (text, None),
+        };
+        Some(On { task: state.index_of(&TaskId::new(task).ok()?)?, checkpoint })
+    }
+}
+
+/// An attempt that waits for something of its own run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waits {
+    /// Its task.
+    pub task: usize,
+    /// For what.
+    pub on: On,
+}
+
+/// The most of them that are known at once.
+const MAX_WAITS: usize = 10_000;
+
 /// Who waits for a task.
 #[derive(Debug, Clone)]
 struct Dependent {
@@ -117,6 +149,8 @@ pub struct State {
     pub cancels: BTreeSet<usize>,
     /// Attempts that are open.
     pub running: BTreeSet<usize>,
+    /// Which of them wait for something of the run, by the number with which that began.
+    pub waits: BTreeMap<u64, Waits>,
     /// Tasks that have not begun and are not final.
     pub unstarted: usize,
     /// `CLOCK_MONOTONIC` in milliseconds when the run began.
@@ -201,6 +235,7 @@ impl State {
             doomed: BTreeMap::new(),
             cancels: BTreeSet::new(),
             running: BTreeSet::new(),
+            waits: BTreeMap::new(),
             since_ms: 0,
             first_ts: String::new(),
             last_ts: String::new(),
@@ -331,6 +366,7 @@ impl State {
                     self.cancels.insert(i);
                 }
             }
+            Body::Awaited(p) => self.awaited(i, event, p),
             Body::RunStarted(_)
             | Body::WorkerStarted(_)
             | Body::WorkerExited(_)
@@ -340,7 +376,6 @@ impl State {
             | Body::Delivered(_)
             | Body::Decision(_)
             | Body::Observed(_)
-            | Body::Awaited(_)
             | Body::Adopted(_)
             | Body::LogRepaired(_)
             | Body::RunEnded(_)
@@ -353,6 +388,18 @@ impl State {
             | Body::Release(_)
             | Body::Expired(_)
             | Body::Unknown => {}
+        }
+    }
+
+    /// Who waits does so until it says otherwise, or its attempt has ended.
+    fn awaited(&mut self, i: usize, event: &Event, p: &Awaited) {
+        if p.done {
+            self.waits.remove(&p.id);
+            return;
+        }
+        let on = p.on.as_deref().and_then(|on| On::parse(self, on));
+        if let Some(on) = on.filter(|_| self.open_attempt(i, event).is_some() && self.waits.len() < MAX_WAITS) {
+            self.waits.insert(p.id, Waits { task: i, on });
         }
     }
 
@@ -488,6 +535,7 @@ impl State {
         match task.phase {
             Phase::Running => {
                 self.running.remove(&i);
+                self.waits.retain(|_, w| w.task != i);
             }
             Phase::Ready => {
                 let queue = if self.claude[i] { &mut self.ready_claude } else { &mut self.ready };

@@ -425,6 +425,7 @@ impl View {
         let Some(head) = Head::of(line).filter(|h| h.seq == self.seq + 1) else { return false };
         match head.kind {
             b"spawned" | b"observed" | b"log_repaired" => {}
+            b"awaited" if head.is_awaited_inside() => {}
             b"progress" => {
                 let Some(Told { task, attempt, percent, eta_s }) = head.told() else { return false };
                 let brief = self.tasks.get_mut(task);

@@ -528,7 +528,8 @@ pub struct Awaited {
     /// Which calls are meant, as `model::matcher` reads it; absent where it is over.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub matcher: Option<String>,
-    /// What of its own run a task waits for instead: `build`, `build@compiled`, or `deploy?` for a verdict.
+    /// What of its own run a task waits for instead: `build`, `build@compiled`, or `deploy?` for a verdict. Said again
+    /// where it is over, so that a reader who wants to know of calls only can leave the line out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
     /// Whether it is over.
@@ -792,6 +793,13 @@ impl<'l> Head<'l> {
         let end = line.iter().take(32).position(|b| *b == b'"')?;
         let (seq, rest) = number(line[end..].strip_prefix(b"\",\"seq\":")?)?;
         rest.starts_with(b",\"ts\":\"").then_some(Head { kind: &line[..end], seq, rest })
+    }
+
+    /// Whether it is of kind `awaited`, and about something of the task's own run instead of a call of the session.
+    pub fn is_awaited_inside(&self) -> bool {
+        let at = |rest: &'l [u8]| rest.windows(11).position(|w| w == b",\"payload\":").map(|at| &rest[at + 11..]);
+        let id = |payload: &'l [u8]| number(payload.strip_prefix(b"{\"id\":")?).map(|(_, rest)| rest);
+        self.kind == b"awaited" && at(self.rest).and_then(id).is_some_and(|rest| rest.starts_with(b",\"on\":"))
     }
 
     /// What it tells, if it is of kind `progress` and says nothing beyond a [`Told`].

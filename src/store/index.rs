@@ -475,6 +475,8 @@ mod tests {
             Body::Observed(observed),
             Body::Awaited(Awaited { id: 4, matcher: Some("Read".into()), on: None, done: false }),
             Body::Awaited(Awaited { id: 4, matcher: None, on: None, done: true }),
+            Body::Awaited(Awaited { id: 5, matcher: None, on: Some("a@x".into()), done: false }),
+            Body::Awaited(Awaited { id: 5, matcher: None, on: Some("a@x".into()), done: true }),
             Body::SignalReleased(SignalReleased { id: None, reason: "x".into() }),
             done("fine"),
         ]);

@@ -192,6 +192,10 @@ pub fn any(event: &Event, plan: &Plan, state: &State) -> String {
         Body::Observed(p) => format!("{} {} {} {}", text(&p.hook), text(&p.phase), text(&p.tool), text(&p.target)),
         Body::Awaited(p) => match &p.matcher {
             Some(matcher) if !p.done => format!("{task} waits for the session's {}", text(matcher)),
+            None if p.on.is_some() => {
+                let verb = if p.done { "no longer waits" } else { "waits" };
+                format!("{task} {verb} for {}", text(p.on.as_deref().unwrap_or_default()))
+            }
             _ => format!("{task} no longer waits for a call of the session"),
         },
         _ => String::new(),

@@ -1,0 +1,213 @@
+//! Whether a task that waited for something of its own run would wait for ever: who waits for whom is in the log, who needs
+//! whom is in the plan, and how many can run at a time is known. Asked under the log's lock, before the waiting is written
+//! down, so that of two who would wait for each other the second is refused.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+
+use crate::logic::state::{On, State};
+use crate::model::plan::{Need, Plan};
+
+/// Why task `own`, whose attempt is open, must not wait for all of `on`: the circle by name, as what follows "task a ".
+/// `None`: somebody else can bring it about.
+pub fn refusal(state: &State, plan: &Plan, own: usize, on: &[On]) -> Option<String> {
+    let open: Vec<&On> = on.iter().filter(|on| is_open(state, on)).collect();
+    if open.is_empty() {
+        return None;
+    }
+    if let Some(on) = open.iter().find(|on| on.task == own) {
+        let what = if on.checkpoint.is_some() { "come to it" } else { "be done" };
+        return Some(format!("would wait for ever: it cannot {what} while it waits"));
+    }
+    circle(state, plan, own, &open)
+        .map(|path| format!("would wait for ever: {path}"))
+        .or_else(|| crowd(state, plan, own, open[0]))
+}
+
+/// Whether it has neither happened nor become impossible.
+fn is_open(state: &State, on: &On) -> bool {
+    let task = &state.tasks[on.task];
+    !task.phase.is_final() && on.checkpoint.as_ref().is_none_or(|name| !task.checkpoints.contains_key(name))
+}
+
+/// `a waits for b, which needs c@x, which waits for a`, where one way leads back.
+fn circle(state: &State, plan: &Plan, own: usize, open: &[&On]) -> Option<String> {
+    let mut waits: BTreeMap<usize, Vec<&On>> = BTreeMap::new();
+    for wait in state.waits.values().filter(|w| is_open(state, &w.on)) {
+        waits.entry(wait.task).or_default().push(&wait.on);
+    }
+    // Per task that was reached: from where, and what is said of that step.
+    let mut from: BTreeMap<usize, (usize, String)> = BTreeMap::new();
+    let mut next = VecDeque::new();
+    let name = |on: &On| {
+        let id = &plan.tasks[on.task].id;
+        on.checkpoint.as_ref().map_or_else(|| id.to_string(), |c| format!("{id}@{c}"))
+    };
+    for on in open {
+        from.entry(on.task).or_insert_with(|| (own, format!("waits for {}", name(on))));
+        next.push_back(on.task);
+    }
+    while let Some(i) = next.pop_front() {
+        if i == own {
+            break;
+        }
+        let waited = waits.get(&i).into_iter().flatten().map(|on| (on.task, format!("waits for {}", name(on))));
+        let unmet = |need: &&Need| state.tasks[i].attempts == 0 && !state.is_met(plan, need);
+        let needed = plan.tasks[i].needs.iter().filter(unmet);
+        let needed = needed.filter_map(|need| Some((state.index_of(need.task()?)?, format!("needs {need}"))));
+        for (task, how) in waited.chain(needed) {
+            let is_over = state.tasks[task].phase.is_final();
+            if !is_over && !from.contains_key(&task) {
+                from.insert(task, (i, how));
+                next.push_back(task);
+            }
+        }
+    }
+    let mut steps = Vec::new();
+    let mut at = own;
+    loop {
+        let (before, how) = from.get(&at)?;
+        steps.push(how.as_str());
+        at = *before;
+        if at == own {
+            break;
+        }
+    }
+    steps.reverse();
+    Some(format!("{} {}", plan.tasks[own].id, steps.join(", which ")))
+}
+
+/// Nobody is left to run what is waited for, where all who run wait and no more may run.
+fn crowd(state: &State, plan: &Plan, own: usize, on: &On) -> Option<String> {
+    let waits = |i: usize| i == own || state.waits.values().any(|w| w.task == i && is_open(state, &w.on));
+    let is_full = state.running.len() >= state.max_workers as usize;
+    if !is_full || !state.running.iter().all(|&i| waits(i)) {
+        return None;
+    }
+    let n = state.max_workers;
+    let mut out = format!("would wait for ever: nobody is left to run {}", plan.tasks[on.task].id);
+    let others: Vec<&str> =
+        state.running.iter().filter(|&&i| i != own).take(8).map(|&i| plan.tasks[i].id.as_str()).collect();
+    let tasks = if n == 1 { "task" } else { "tasks" };
+    let _ = write!(out, ", since only {n} {tasks} may run at a time");
+    if !others.is_empty() {
+        let _ = write!(out, " and {} {} too", others.join(", "), if others.len() == 1 { "waits" } else { "wait" });
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
+    use crate::logic::simulation::{done, plan, run_started, task};
+    use crate::model::event::{Awaited, Body, Checkpoint, Draft, Ended, Event, Started};
+
+    fn id(name: &str) -> TaskId {
+        TaskId::new(name).unwrap()
+    }
+
+    struct Scene {
+        plan: Plan,
+        state: State,
+    }
+
+    impl Scene {
+        /// A run of tasks `a` to `e` with these needs, of which at most `most` run at a time.
+        fn new(needs: &[(&str, &str)], most: u32) -> Scene {
+            let mut tasks: Vec<_> = ["a", "b", "c", "d", "e"].map(task).into();
+            for (who, need) in needs {
+                let task = tasks.iter_mut().find(|t| t.id.as_str() == *who).unwrap();
+                task.needs.push(Need::try_from((*need).to_owned()).unwrap());
+            }
+            let mut plan = plan(tasks);
+            plan.limits.max_workers = most;
+            let mut scene = Scene { state: State::new(&plan), plan };
+            let Body::RunStarted(mut started) = run_started(&scene.plan, "boot") else { unreachable!() };
+            started.max_workers = most;
+            scene.tell(Draft::run(Body::RunStarted(started)));
+            scene
+        }
+
+        fn tell(&mut self, draft: Draft) {
+            let seq = self.state.view.seq + 1;
+            self.state.apply(&Event::new(draft, seq, String::new()));
+        }
+
+        fn of(&mut self, task: &str, attempt: u32, body: Body) {
+            self.tell(Draft::attempt(Some(WorkerNo(1)), &id(task), attempt, body));
+        }
+
+        fn begin(&mut self, task: &str) {
+            self.of(task, 1, Body::Started(Started::default()));
+        }
+
+        fn await_on(&mut self, task: &str, on: &str) -> u64 {
+            let seq = self.state.view.seq + 1;
+            self.of(task, 1, Body::Awaited(Awaited { id: seq, matcher: None, on: Some(on.into()), done: false }));
+            seq
+        }
+
+        fn refused(&self, own: &str, on: &[&str]) -> Option<String> {
+            let on: Vec<On> = on.iter().map(|on| On::parse(&self.state, on).unwrap()).collect();
+            refusal(&self.state, &self.plan, self.state.index_of(&id(own)).unwrap(), &on)
+        }
+    }
+
+    const EVER: &str = "would wait for ever: ";
+
+    #[test]
+    fn a_task_may_wait_for_what_does_not_wait_for_it() {
+        let mut s = Scene::new(&[("b", "a"), ("c", "b"), ("d", "a@half"), ("e", "d")], 8);
+        s.begin("a");
+        assert_eq!(s.refused("a", &["c"]).unwrap(), format!("{EVER}a waits for c, which needs b, which needs a"));
+        assert_eq!(s.refused("a", &["a"]).unwrap(), format!("{EVER}it cannot be done while it waits"));
+        assert_eq!(s.refused("a", &["a@x"]).unwrap(), format!("{EVER}it cannot come to it while it waits"));
+        assert_eq!(
+            s.refused("a", &["e@x"]).unwrap(),
+            format!("{EVER}a waits for e@x, which needs d, which needs a@half")
+        );
+        // What it has handed over already is not waited for.
+        s.of("a", 1, Body::Checkpoint(Checkpoint { name: CheckpointName::new("half").unwrap(), data: None }));
+        assert_eq!(s.refused("a", &["e@x"]), None);
+        assert_eq!(s.refused("a", &["a@half"]), None);
+    }
+
+    #[test]
+    fn the_second_of_two_that_would_wait_for_each_other_is_refused() {
+        let mut s = Scene::new(&[], 8);
+        for task in ["a", "b", "c"] {
+            s.begin(task);
+        }
+        let first = s.await_on("b", "a@x");
+        assert_eq!(s.refused("a", &["b"]).unwrap(), format!("{EVER}a waits for b, which waits for a@x"));
+        s.await_on("c", "b");
+        let path = "a waits for c, which waits for b, which waits for a@x";
+        assert_eq!(s.refused("a", &["d", "c"]).unwrap(), format!("{EVER}{path}"));
+        // Who no longer waits is in nobody's way; nor is who has ended.
+        s.of("b", 1, Body::Awaited(Awaited { id: first, matcher: None, on: Some("a@x".into()), done: true }));
+        assert_eq!(s.refused("a", &["b"]), None);
+        s.await_on("b", "a");
+        assert!(s.refused("a", &["b"]).is_some());
+        let ended = Ended { will_retry: true, retry_at: Some(9), ..Ended::default() };
+        s.of("b", 1, Body::Failed(ended));
+        assert_eq!(s.refused("a", &["b"]), None, "a further attempt may do otherwise");
+    }
+
+    #[test]
+    fn where_all_who_may_run_wait_the_last_of_them_is_refused() {
+        let mut s = Scene::new(&[], 2);
+        s.begin("a");
+        s.begin("b");
+        assert_eq!(s.refused("a", &["c"]), None, "the other one goes on");
+        s.await_on("b", "c@x");
+        let why = "nobody is left to run c, since only 2 tasks may run at a time and b waits too";
+        assert_eq!(s.refused("a", &["c"]).unwrap(), format!("{EVER}{why}"));
+        s.of("b", 1, done("x"));
+        assert_eq!(s.refused("a", &["c"]), None, "its place is free");
+        let mut s = Scene::new(&[], 1);
+        s.begin("a");
+        let why = "nobody is left to run c, since only 1 task may run at a time";
+        assert_eq!(s.refused("a", &["c"]).unwrap(), format!("{EVER}{why}"));
+    }
+}
