@@ -423,7 +423,7 @@ impl Model for Space {
         let process = Process { pid: 1, start_time: 1, boot_id: "boot".into() };
         world.write(Draft::worker(WorkerNo(1), Body::WorkerStarted(process)), 0);
         for name in TASKS {
-            let started = Started { cwd: "/".into(), title: None, mono_ms: 0, budget_usd: None };
+            let started = Started { cwd: "/".into(), title: None, mono_ms: 0, ..Started::default() };
             world.write(Draft::attempt(Some(WorkerNo(1)), &TaskId::new(name).unwrap(), 1, Body::Started(started)), 0);
         }
         vec![world]

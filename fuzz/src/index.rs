@@ -73,7 +73,7 @@ fn worked(project: &Path, count: u32) -> (Run, Vec<Vec<u8>>) {
         let worker = Some(WorkerNo(n));
         for body in [
             Body::WorkerStarted(Process { pid: 1, start_time: 1, boot_id: "b".into() }),
-            Body::Started(Started { cwd: "/".into(), title: Some("a title".into()), mono_ms: 5, budget_usd: None }),
+            Body::Started(Started { cwd: "/".into(), title: Some("a title".into()), mono_ms: 5, ..Started::default() }),
             Body::Progress(Progress { percent: Some(40), eta_s: Some(3), ..Progress::default() }),
             Body::Done(Done { exit: 0, duration_ms: 1, summary: Some("fine".into()), ..Done::default() }),
         ] {

@@ -93,7 +93,7 @@ fn take_over(old: &Run, plan: &Plan, fates: &[Fate], folder: &RunDir) -> Result<
                 let result = artifacts(old, i, folder).map_err(failed)?;
                 let cwd = folder.project.to_string_lossy().into_owned();
                 let started =
-                    Started { cwd, title: plan.tasks[i].label(), mono_ms: clock::mono_ms(), budget_usd: None };
+                    Started { cwd, title: plan.tasks[i].label(), mono_ms: clock::mono_ms(), ..Started::default() };
                 let done = Done {
                     exit: task.exit.unwrap_or(0),
                     duration_ms: task.duration_ms.unwrap_or(0),

@@ -123,8 +123,7 @@ impl Aim {
     /// As plans and the log write it.
     fn name(&self, plan: &Plan) -> String {
         match self {
-            Aim::Task(On { task, checkpoint: Some(name) }) => format!("{}@{name}", plan.tasks[*task].id),
-            Aim::Task(On { task, checkpoint: None }) => plan.tasks[*task].id.to_string(),
+            Aim::Task(on) => on.name(plan),
             Aim::End => "run".into(),
             Aim::Call => "call".into(),
         }
@@ -278,7 +277,7 @@ impl Waiting {
                     continue;
                 }
                 let id = tx.fold.view.seq + 1;
-                let on = Some(Aim::Task(on).name(plan));
+                let on = Some(on.name(plan));
                 let body = Body::Awaited(Awaited { id, matcher: None, on, done: false });
                 tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
                 ids.push(id);
@@ -300,7 +299,7 @@ impl Waiting {
         let said = run.transact(|tx, plan| {
             for id in ids {
                 let Some(waits) = tx.fold.waits.get(&id) else { continue };
-                let on = Some(Aim::Task(waits.on.clone()).name(plan));
+                let on = Some(waits.on.name(plan));
                 let body = Body::Awaited(Awaited { id, matcher: None, on, done: true });
                 tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
             }

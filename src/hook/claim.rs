@@ -198,7 +198,10 @@ fn complete(brief: &mut Brief, run: &Open, task: &TaskId) {
     if brief.phase.is_final() {
         return;
     }
-    let news = run.hooked.view.news.iter().find(|n| n.task.as_ref() == Some(task));
+    let is_end = |n: &&crate::logic::view::News| {
+        n.task.as_ref() == Some(task) && n.what != crate::logic::view::Happened::Reached
+    };
+    let news = run.hooked.view.news.iter().find(is_end);
     brief.result = news.and_then(|n| n.result.clone());
     brief.phase = match news.map(|n| n.what) {
         Some(crate::logic::view::Happened::Failed) => crate::logic::view::Phase::Failed,

@@ -58,7 +58,7 @@ mod tests {
         let skipped = Body::Skipped(Skipped { because: "b".into() });
         let ends = [("a", done("x")), ("b", b.clone()), ("d", failed), ("e", done("x")), ("c", skipped)];
         for (name, body) in ends {
-            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None });
+            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, ..Started::default() });
             let starts = if matches!(body, Body::Skipped(_)) { None } else { Some(started) };
             for body in starts.into_iter().chain([body]) {
                 let seq = state.view.seq + 1;
@@ -88,7 +88,7 @@ mod tests {
         let Body::Done(done) = done("x") else { panic!() };
         let taken = Body::Done(Done { from: Some(plan.run.clone()), ..done.clone() });
         for (i, body) in [taken, Body::Done(done)].into_iter().enumerate() {
-            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None });
+            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, ..Started::default() });
             for body in [started, body] {
                 let seq = state.view.seq + 1;
                 state.apply(&Event::new(Draft::attempt(None, &plan.tasks[i].id, 1, body), seq, String::new()));

@@ -39,19 +39,15 @@ fn circle(state: &State, plan: &Plan, own: usize, open: &[&On]) -> Option<String
     // Per task that was reached: from where, and what is said of that step.
     let mut from: BTreeMap<usize, (usize, String)> = BTreeMap::new();
     let mut next = VecDeque::new();
-    let name = |on: &On| {
-        let id = &plan.tasks[on.task].id;
-        on.checkpoint.as_ref().map_or_else(|| id.to_string(), |c| format!("{id}@{c}"))
-    };
     for on in open {
-        from.entry(on.task).or_insert_with(|| (own, format!("waits for {}", name(on))));
+        from.entry(on.task).or_insert_with(|| (own, format!("waits for {}", on.name(plan))));
         next.push_back(on.task);
     }
     while let Some(i) = next.pop_front() {
         if i == own {
             break;
         }
-        let waited = waits.get(&i).into_iter().flatten().map(|on| (on.task, format!("waits for {}", name(on))));
+        let waited = waits.get(&i).into_iter().flatten().map(|on| (on.task, format!("waits for {}", on.name(plan))));
         let unmet = |need: &&Need| state.tasks[i].attempts == 0 && !state.is_met(plan, need);
         let needed = plan.tasks[i].needs.iter().filter(unmet);
         let needed = needed.filter_map(|need| Some((state.index_of(need.task()?)?, format!("needs {need}"))));
@@ -168,7 +164,11 @@ mod tests {
             format!("{EVER}a waits for e@x, which needs d, which needs a@half")
         );
         // What it has handed over already is not waited for.
-        s.of("a", 1, Body::Checkpoint(Checkpoint { name: CheckpointName::new("half").unwrap(), data: None }));
+        s.of(
+            "a",
+            1,
+            Body::Checkpoint(Checkpoint { name: CheckpointName::new("half").unwrap(), data: None, inject: false }),
+        );
         assert_eq!(s.refused("a", &["e@x"]), None);
         assert_eq!(s.refused("a", &["a@half"]), None);
     }

@@ -334,6 +334,10 @@ fn news_line(news: &News, view: &View, shown: &str) -> String {
     let name = name_of(task, news.label.as_deref());
     let mut out = match news.what {
         Happened::Done => format!("{} done: {name}", who(news.worker)),
+        Happened::Reached => {
+            let checkpoint = news.checkpoint.as_ref().map_or_else(String::new, ToString::to_string);
+            format!("{} at checkpoint {checkpoint} of {name}", who(news.worker))
+        }
         Happened::Failed => format!("{} failed: {name}", who(news.worker)),
         Happened::Cancelled => format!("{name} was cancelled"),
         Happened::Skipped => {
@@ -347,7 +351,7 @@ fn news_line(news: &News, view: &View, shown: &str) -> String {
     if let Some(line) = &news.line {
         match (news.what, view.conductor.worker_text) {
             // Reasons of failures are cpw's own words, summaries are the worker's.
-            (Happened::Done, WorkerText::Line) => {
+            (Happened::Done | Happened::Reached, WorkerText::Line) => {
                 let _ = write!(out, ": {}", text::quoted_for_model(line));
             }
             (Happened::Failed, _) => {
@@ -439,6 +443,9 @@ pub fn news(view: &View, shown: &str, max: usize, occasion: Occasion, now: Now<'
             None => more += 1,
         }
     }
+    // Worth telling only where it takes no room from anything else.
+    let handed = hand_offs(view).filter(|line| more == 0 && !is_spent(view) && line.chars().count() < room);
+    lines.extend(handed);
     if more > 0 {
         lines.push(left_out(more));
     }
@@ -448,7 +455,25 @@ pub fn news(view: &View, shown: &str, max: usize, occasion: Occasion, now: Now<'
         out = out.chars().take(max.saturating_sub(1)).chain(['…']).collect();
     }
     let signals = due.iter().map(|s| s.id).collect();
-    Message { text: out, news: sorted.iter().map(|n| n.seq).collect(), signals }
+    let covered = sorted.iter().map(|n| n.seq).chain(view.hand_offs.iter().map(|h| h.seq)).collect();
+    Message { text: out, news: covered, signals }
+}
+
+/// Which tasks have begun because others were done or came to a checkpoint: `build → test, lint started`. They are told with
+/// other news, never on their own.
+fn hand_offs(view: &View) -> Option<String> {
+    let mut by_source: Vec<(&TaskId, Vec<String>)> = Vec::new();
+    for h in &view.hand_offs {
+        let label = view.tasks.get(&h.to).and_then(|b| b.label.as_deref());
+        let name = name_of(&h.to, label);
+        match by_source.iter_mut().find(|(from, _)| *from == &h.from) {
+            Some((_, names)) => names.push(name),
+            None => by_source.push((&h.from, vec![name])),
+        }
+    }
+    let parts: Vec<String> =
+        by_source.iter().map(|(from, names)| format!("{from} → {} started", join_within(names, 200))).collect();
+    (!parts.is_empty()).then(|| text::one_line(&parts.join("; "), 400))
 }
 
 /// Why a call on a claimed file is refused: who has it and how far it is.
@@ -628,7 +653,7 @@ mod tests {
             tell(
                 &mut view,
                 Some(t.id.as_str()),
-                Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1000, budget_usd: None }),
+                Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1000, ..Started::default() }),
             );
         }
         view
@@ -816,6 +841,74 @@ mod tests {
         assert_eq!(covered, view.news.iter().map(|n| n.seq).collect());
         view.news.clear();
         assert_eq!(told(&view, 4000), Message::default());
+    }
+
+    fn reached(name: &str, data: &str, inject: bool) -> Body {
+        let name = crate::base::ids::CheckpointName::new(name).unwrap();
+        Body::Checkpoint(crate::model::event::Checkpoint { name, data: serde_json::from_str(data).ok(), inject })
+    }
+
+    #[test]
+    fn a_checkpoint_is_news_only_where_it_says_so_and_the_last_of_its_name_counts() {
+        let mut view = begun(vec![task("build")]);
+        tell(&mut view, Some("build"), reached("compiled", "1", false));
+        assert!(!has_news(&view, Occasion::Step, NOW));
+        tell(&mut view, Some("build"), reached("compiled", "{\"app\": \"<old>\"}", true));
+        tell(&mut view, Some("build"), reached("compiled", "{\"app\": \"<new>\"}", true));
+        let text = told(&view, 4000).text;
+        assert!(text.starts_with("W1 at checkpoint compiled of build: \"{'app':'‹new›'}\"\n"), "{text}");
+        assert_eq!(text.matches("checkpoint").count(), 1, "{text}");
+        view.conductor.worker_text = WorkerText::None;
+        assert!(told(&view, 4000).text.starts_with("W1 at checkpoint compiled of build\n"));
+        // However many there are, they have an end.
+        for i in 0..1000 {
+            tell(&mut view, Some("build"), reached(&format!("c{i}"), "1", true));
+        }
+        assert_eq!(view.news.len(), 32);
+        assert!(told(&view, 4000).text.contains("c999"));
+    }
+
+    #[test]
+    fn who_begins_after_another_is_told_with_other_news_and_never_alone() {
+        let tasks = ["build", "test", "lint", "pack"].map(task);
+        let mut plan = plan(tasks.into());
+        plan.session = crate::base::ids::SessionId::new("s").ok();
+        let mut view = View::new(&plan);
+        tell(&mut view, None, run_started(&plan, "boot"));
+        let start = |view: &mut View, task: &str, after: Option<&str>| {
+            let after = after.map(str::to_owned);
+            tell(view, Some(task), Body::Started(Started { mono_ms: 1000, after, ..Started::default() }));
+        };
+        start(&mut view, "build", None);
+        start(&mut view, "test", Some("build@compiled"));
+        start(&mut view, "lint", Some("build@compiled"));
+        assert!(!has_news(&view, Occasion::Step, NOW) && !has_news(&view, Occasion::Idle, NOW), "it wakes nobody");
+        assert_eq!(told(&view, 4000), Message::default());
+        tell(&mut view, Some("build"), done("fine"));
+        start(&mut view, "pack", Some("build"));
+        let message = told(&view, 4000);
+        let lines: Vec<&str> = message.text.lines().collect();
+        assert_eq!(lines[..2], ["W1 done: build: \"fine\"", "build → test, lint, pack started"], "{lines:?}");
+        assert!(lines[2].starts_with("Workers still processing"), "{lines:?}");
+        // Told once; and of one that has ended nobody need hear that it began.
+        let delivered = crate::model::event::Delivered {
+            news: message.news,
+            signals: Vec::new(),
+            chars: 0,
+            hook: "PostToolBatch".into(),
+            session: "s".into(),
+            prompt_id: None,
+            more: false,
+        };
+        tell(&mut view, None, Body::Delivered(delivered));
+        assert_eq!((view.news.len(), view.hand_offs.len()), (0, 0));
+        start(&mut view, "late", Some("pack"));
+        tell(&mut view, Some("late"), done("fine"));
+        assert!(!told(&view, 4000).text.contains("→"));
+        for i in 0..1000 {
+            start(&mut view, &format!("t{i}"), Some("pack"));
+        }
+        assert_eq!(view.hand_offs.len(), 16, "a large plan leaves the index small");
     }
 
     #[test]

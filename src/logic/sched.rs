@@ -470,7 +470,8 @@ mod tests {
         fn start(&mut self) -> Option<(usize, Option<f64>)> {
             let (i, n) = self.ask(next_task)?;
             let budget_usd = claude_budget(&self.state, &self.plan, i);
-            let started = Started { cwd: "/".into(), title: None, mono_ms: self.now_ms, budget_usd };
+            let started =
+                Started { cwd: "/".into(), title: None, mono_ms: self.now_ms, budget_usd, ..Started::default() };
             let worker = WorkerNo(u32::try_from(i).unwrap() + 1);
             self.emit(Draft::attempt(Some(worker), &self.plan.tasks[i].id.clone(), n, Body::Started(started)));
             Some((i, budget_usd))
@@ -681,7 +682,7 @@ mod tests {
         /// An attempt that begins now and ends so after `ms`: its payload.
         fn attempt(&mut self, ms: u64, fault: Fault) -> Ended {
             let (id, number) = (self.1.tasks[0].id.clone(), self.0.tasks[0].attempts + 1);
-            let started = Started { cwd: "/".into(), title: None, mono_ms: self.2, budget_usd: None };
+            let started = Started { cwd: "/".into(), title: None, mono_ms: self.2, ..Started::default() };
             self.add(Draft::attempt(Some(WorkerNo(1)), &id, number, Body::Started(started)));
             self.2 += ms;
             let facts = Facts { now_ms: self.2, boot_id: "boot", dead: &[] };

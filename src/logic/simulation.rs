@@ -252,7 +252,13 @@ impl Sim {
         self.settle();
         if let Some((i, n)) = self.ask(sched::next_task) {
             let budget_usd = sched::claude_budget(&self.state, &self.plan, i);
-            let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: self.now_ms, budget_usd });
+            let body = Body::Started(Started {
+                cwd: "/".into(),
+                title: None,
+                mono_ms: self.now_ms,
+                budget_usd,
+                ..Started::default()
+            });
             let id = self.plan.tasks[i].id.clone();
             self.emit(Draft::attempt(Some(me), &id, n, body));
         }
@@ -375,7 +381,7 @@ impl Sim {
             27 => {
                 if let Some(attempt) = self.open(pick) {
                     let name = CheckpointName::new("half").unwrap();
-                    self.word(attempt, Body::Checkpoint(Checkpoint { name, data: None }));
+                    self.word(attempt, Body::Checkpoint(Checkpoint { name, data: None, inject: false }));
                     self.came.insert(attempt.0);
                 }
             }
@@ -679,7 +685,13 @@ impl Sleepers {
             if let Some((i, n)) = sim.ask(sched::next_task) {
                 let id = sim.plan.tasks[i].id.clone();
                 let budget_usd = sched::claude_budget(&sim.state, &sim.plan, i);
-                let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: sim.now_ms, budget_usd });
+                let body = Body::Started(Started {
+                    cwd: "/".into(),
+                    title: None,
+                    mono_ms: sim.now_ms,
+                    budget_usd,
+                    ..Started::default()
+                });
                 sim.emit(Draft::attempt(Some(WorkerNo(w)), &id, n, body));
             } else if sim.ended() || !leads && sim.state.unstarted == 0 {
                 exits = true;
@@ -841,7 +853,7 @@ fn fold(plan: &Plan, ends: impl Fn(usize) -> Body) -> (State, u64) {
             }
         }
         if let Some((i, n)) = sched::next_task(&state, plan, facts) {
-            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None });
+            let started = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, ..Started::default() });
             emit(&mut state, Draft::attempt(Some(WorkerNo(1)), &plan.tasks[i].id, n, started));
             emit(&mut state, Draft::attempt(Some(WorkerNo(1)), &plan.tasks[i].id, n, ends(i)));
         }

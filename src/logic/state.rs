@@ -48,6 +48,8 @@ pub struct TaskState {
     pub is_taken: bool,
     /// Needs that are not met.
     pub unmet: u32,
+    /// The need that was met last, when there was nothing left to wait for.
+    pub after: Option<On>,
     /// When a further attempt may begin, `CLOCK_MONOTONIC` in milliseconds.
     pub retry_at: u64,
     /// Who ran the last attempt.
@@ -100,6 +102,12 @@ pub struct On {
 }
 
 impl On {
+    /// As plans and the log write it.
+    pub fn name(&self, plan: &Plan) -> String {
+        let id = &plan.tasks[self.task].id;
+        self.checkpoint.as_ref().map_or_else(|| id.to_string(), |name| format!("{id}@{name}"))
+    }
+
     /// Reads `build` or `build@compiled`, as `awaited` has it. `None`: nothing of this run that is known here.
     pub fn parse(state: &State, text: &str) -> Option<On> {
         let (task, checkpoint) = match text.split_once('@') {
@@ -207,6 +215,7 @@ impl State {
                 open: None,
                 is_taken: false,
                 unmet: u32::try_from(needs.len()).unwrap_or(u32::MAX),
+                after: None,
                 retry_at: 0,
                 worker: None,
                 percent: None,
@@ -573,11 +582,12 @@ impl State {
             if !which(self.dependents[i][k].checkpoint.as_ref()) {
                 continue;
             }
-            let d = self.dependents[i][k].task;
+            let Dependent { task: d, checkpoint } = self.dependents[i][k].clone();
             let task = &mut self.tasks[d];
             task.unmet = task.unmet.saturating_sub(1);
             if task.unmet == 0 && task.phase == Phase::Waiting {
                 task.phase = Phase::Ready;
+                task.after = Some(On { task: i, checkpoint });
                 let queue = if self.claude[d] { &mut self.ready_claude } else { &mut self.ready };
                 queue.insert((self.priorities[d], d));
             }
@@ -603,7 +613,8 @@ mod tests {
         let plan = plan(vec![task("a")]);
         let id = &plan.tasks[0].id;
         let process = || Process { pid: 1, start_time: 1, boot_id: String::new() };
-        let started = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: u64::MAX, budget_usd: None });
+        let started =
+            || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: u64::MAX, ..Started::default() });
         let usage = Usage { turns: u64::MAX, tokens: u64::MAX, cost_usd: 1.0 };
         let failed = || {
             Body::Failed(Ended { will_retry: true, retry_at: Some(u64::MAX), usage: Some(usage), ..Ended::default() })

@@ -261,7 +261,8 @@ fn claim<L: Ledger>(
     let Some((index, number)) = next else { return Ok(None) };
     let task = &plan.tasks[index];
     let budget_usd = sched::claude_budget(state, plan, index);
-    let started = Started { cwd: cwd(index), title: task.label(), mono_ms: facts.now_ms, budget_usd };
+    let after = state.tasks[index].after.as_ref().filter(|_| number == 1).map(|on| on.name(plan));
+    let started = Started { cwd: cwd(index), title: task.label(), mono_ms: facts.now_ms, budget_usd, after };
     let token = ledger.emit(Draft::attempt(Some(slot.me), &task.id, number, Body::Started(started)))?;
     Ok(Some(AttemptId { index, number, token }))
 }
@@ -297,7 +298,7 @@ mod tests {
         let mut page = Page(State::new(&plan), Vec::new());
         let Ok(_) = page.emit(Draft::run(run_started(&plan, "boot")));
         let Ok(()) = enlist(&mut page, me, &process);
-        let started = Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None };
+        let started = Started { cwd: "/".into(), title: None, mono_ms: 1, ..Started::default() };
         let Ok(token) = page.emit(Draft::attempt(Some(me), &plan.tasks[0].id, 1, Body::Started(started)));
         let facts = Facts { now_ms: 2, boot_id: "boot", dead: &[] };
         let id = AttemptId { index: 0, number: 1, token };

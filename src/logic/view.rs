@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::ids::{RunId, SessionId, TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, RunId, SessionId, TaskId, WorkerNo};
+use crate::base::text;
 use crate::logic::signals::{Now, Signal};
-use crate::model::event::{Answer, Awaited, Body, Ended, Event, Head, Process, Started, Told, Verdict};
+use crate::model::event::{Answer, Awaited, Body, Checkpoint, Ended, Event, Head, Process, Started, Told, Verdict};
 use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
 use crate::model::signal::{Addressee, Right};
 
@@ -134,6 +135,20 @@ pub struct News {
     /// The result, relative to the run's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
+    /// The checkpoint that it has come to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointName>,
+}
+
+/// A task that has begun because another one was done or came to a checkpoint. That is told beside news, and is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOff {
+    /// The event that made it.
+    pub seq: u64,
+    /// The task that has handed over.
+    pub from: TaskId,
+    /// The task that has begun.
+    pub to: TaskId,
 }
 
 /// Kinds of news.
@@ -144,6 +159,8 @@ pub enum Happened {
     Failed,
     /// A task succeeded.
     Done,
+    /// A task has come to a checkpoint that the session is to know of.
+    Reached,
     /// A task was skipped.
     Skipped,
     /// A task was cancelled.
@@ -201,6 +218,15 @@ pub struct Awaiting {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<(TaskId, u32)>,
 }
+
+/// The most hand-offs that are kept until there is news; then the oldest go.
+const MAX_HAND_OFFS: usize = 16;
+
+/// The most checkpoints that are kept for the session; then the oldest go.
+const MAX_REACHED: usize = 32;
+
+/// The longest text of what a checkpoint hands over that is kept for the session, in characters.
+const MAX_HANDED: usize = 300;
 
 /// The most that wait at once.
 pub const MAX_AWAITING: usize = 64;
@@ -273,6 +299,9 @@ pub struct View {
     pub unseen: BTreeSet<u32>,
     /// What the session was not told yet, oldest first.
     pub news: Vec<News>,
+    /// Tasks that have begun after others since the last news, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hand_offs: Vec<HandOff>,
     /// What tasks have said to the session, oldest first, as far as it was not told or still holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signals: Vec<Signal>,
@@ -374,6 +403,7 @@ impl View {
             last_worker: 0,
             unseen: BTreeSet::new(),
             news: Vec::new(),
+            hand_offs: Vec::new(),
             signals: Vec::new(),
             blocks: BTreeMap::new(),
             rights: plan.tasks.iter().filter_map(|t| Some((t.id.clone(), t.signals.clone()?))).collect(),
@@ -510,6 +540,7 @@ impl View {
                 self.told_chars = self.told_chars.saturating_add(p.chars);
                 let covered: BTreeSet<u64> = p.news.iter().copied().collect();
                 self.news.retain(|n| !covered.contains(&n.seq));
+                self.hand_offs.retain(|h| !covered.contains(&h.seq));
                 if p.more {
                     return;
                 }
@@ -528,6 +559,7 @@ impl View {
             Body::CancelRequested(_) => self.cancelled |= event.task.is_none(),
             Body::RunEnded(p) => {
                 self.ended = Some(End { status: p.status, reason: p.reason.clone() });
+                self.hand_offs.clear();
                 self.news.push(News {
                     seq: event.seq,
                     what: Happened::Ended,
@@ -536,10 +568,11 @@ impl View {
                     worker: None,
                     line: Some(p.reason.clone()),
                     result: None,
+                    checkpoint: None,
                 });
             }
+            Body::Checkpoint(p) => self.reached(event, p),
             Body::Spawned(_)
-            | Body::Checkpoint(_)
             | Body::Vote(_)
             | Body::Verdict(_)
             | Body::Observed(_)
@@ -573,8 +606,38 @@ impl View {
         }
     }
 
+    /// A checkpoint that the session is to know of; the same one again takes its place.
+    fn reached(&mut self, event: &Event, p: &Checkpoint) {
+        let Some(label) = self.open_attempt(event).filter(|_| p.inject).map(|brief| brief.label.clone()) else {
+            return;
+        };
+        let is_reached = |n: &News| n.what == Happened::Reached;
+        self.news.retain(|n| !is_reached(n) || n.task != event.task || n.checkpoint.as_ref() != Some(&p.name));
+        if self.news.iter().filter(|n| is_reached(n)).count() >= MAX_REACHED
+            && let Some(oldest) = self.news.iter().position(is_reached)
+        {
+            self.news.remove(oldest);
+        }
+        self.news.push(News {
+            seq: event.seq,
+            what: Happened::Reached,
+            task: event.task.clone(),
+            label,
+            worker: event.worker,
+            line: p.data.as_ref().map(|data| text::one_line(&data.to_string(), MAX_HANDED)),
+            result: None,
+            checkpoint: Some(p.name.clone()),
+        });
+    }
+
     fn attempt_started(&mut self, event: &Event, p: &Started) {
         let Some(task) = &event.task else { return };
+        let from = p.after.as_deref().and_then(|after| TaskId::new(after.split('@').next()?).ok());
+        if let Some(from) = from.filter(|_| self.session.is_some()) {
+            let excess = (self.hand_offs.len() + 1).saturating_sub(MAX_HAND_OFFS);
+            self.hand_offs.drain(..excess);
+            self.hand_offs.push(HandOff { seq: event.seq, from, to: task.clone() });
+        }
         let brief = self.tasks.entry(task.clone()).or_insert_with(|| Brief {
             label: p.title.clone(),
             phase: Phase::Waiting,
@@ -682,7 +745,9 @@ impl View {
             worker: event.worker,
             line,
             result,
+            checkpoint: None,
         });
+        self.hand_offs.retain(|h| h.to != *task);
     }
 
     fn decided(&mut self, event: &Event, p: &crate::model::event::Decision) {

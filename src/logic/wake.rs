@@ -175,9 +175,10 @@ impl Wake {
             }
             // The client is to be watched, and who watches over or holds the session that had the run lets go of it.
             Body::Adopted(_) => self.concerns.extend([Concern::Lead, Concern::News, Concern::Stop]),
-            Body::Checkpoint(_) => {
+            Body::Checkpoint(p) => {
                 self.concerns.extend(event.task.clone().map(Concern::Task));
                 self.concerns.insert(Concern::Lead);
+                self.concerns.extend(p.inject.then_some(Concern::News));
                 // What becomes ready by it can only be told by who has the state.
                 self.every_worker |= after.is_none();
             }
@@ -326,7 +327,7 @@ mod tests {
     }
 
     fn started_by(worker: u32, task: &str) -> Draft {
-        let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 0, budget_usd: None });
+        let body = Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 0, ..Started::default() });
         Draft::attempt(Some(WorkerNo(worker)), &id(task), 1, body)
     }
 

@@ -259,6 +259,9 @@ pub struct Started {
     /// What a `claude` task may spend in this attempt, in US dollars: so much of the run's budget is kept for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_usd: Option<f64>,
+    /// What it was waiting for last, `build` or `build@compiled`: that has handed over to it. Of a first attempt only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
 /// Payload of `progress`.
@@ -286,6 +289,9 @@ pub struct Checkpoint {
     /// What the task hands over with it: any JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<serde_json::Value>,
+    /// Whether the session is to be told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inject: bool,
 }
 
 /// Payload of `done`.

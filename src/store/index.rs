@@ -291,7 +291,7 @@ mod tests {
     }
 
     fn started() -> Body {
-        Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, budget_usd: None })
+        Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 1, ..Started::default() })
     }
 
     fn process() -> Process {

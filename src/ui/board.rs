@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn every_worker_has_a_line_that_fits_the_terminal() {
         let plan = plan();
-        let begin = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000, budget_usd: None });
+        let begin = || Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000, ..Started::default() });
         let half = Body::Progress(Progress { percent: Some(50), note: Some("x".repeat(500)), ..Progress::default() });
         let state = at(&plan, &[("slow", begin()), ("fast", begin()), ("fast", half)]);
         let shown = lines(&state, &plan, frame(80, 24));
@@ -236,7 +236,7 @@ mod tests {
         let state = at(
             &plan,
             &[
-                ("fast", Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000, budget_usd: None })),
+                ("fast", Body::Started(Started { cwd: "/".into(), title: None, mono_ms: 2000, ..Started::default() })),
                 ("fast", said),
             ],
         );

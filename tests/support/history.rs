@@ -194,6 +194,8 @@ pub(crate) struct Report {
     pub(crate) max_workers: u64,
     /// Sequence numbers of what a session must be told.
     pub(crate) news: BTreeSet<u64>,
+    /// Of what it may be told beside: who has begun after another one, and checkpoints that are for it.
+    pub(crate) beside: BTreeSet<u64>,
     /// Those of them that were delivered.
     pub(crate) delivered: BTreeSet<u64>,
     /// Lines of effects.
@@ -366,6 +368,9 @@ fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8],
             },
         },
         "delivered" => judge_delivered(report, &event),
+        "checkpoint" if event.payload["inject"] == true => {
+            report.beside.insert(event.seq);
+        }
         "adopted" => {
             let text = |key: &str| event.payload[key].as_str().map(ToOwned::to_owned);
             if text("from") != report.session {
@@ -459,6 +464,9 @@ fn judge_started(report: &mut Report, event: &Event<'_>, i: usize) {
     let task = report.tasks[i].clone();
     let id = &task.id;
     let number = event.attempt.unwrap_or(0);
+    if !event.payload["after"].is_null() {
+        report.beside.insert(event.seq);
+    }
     if number != task.attempts() + 1 {
         report.wrong("I6", at, format!("attempt {number} of {id} follows attempt {}", task.attempts()));
     }
@@ -608,7 +616,7 @@ fn judge_delivered(report: &mut Report, event: &Event<'_>) {
     }
     for seq in event.payload["news"].as_array().into_iter().flatten() {
         let seq = seq.as_u64().unwrap_or(0);
-        if !report.news.contains(&seq) {
+        if !report.news.contains(&seq) && !report.beside.contains(&seq) {
             report.wrong("I24", at, format!("{seq} is no news"));
         }
         if !report.delivered.insert(seq) {

@@ -283,7 +283,12 @@ fn plan(tasks: Vec<Task>, session: &str) -> Plan {
 }
 
 fn started(task: &Task) -> Body {
-    Body::Started(Started { cwd: "/home/user/project".into(), title: task.label(), mono_ms: 1000, budget_usd: None })
+    Body::Started(Started {
+        cwd: "/home/user/project".into(),
+        title: task.label(),
+        mono_ms: 1000,
+        ..Started::default()
+    })
 }
 
 fn progress(n: u64) -> Body {

@@ -248,6 +248,7 @@ pub(super) fn every_kind() -> Vec<Draft> {
             title: Some("A title".into()),
             mono_ms: 7,
             budget_usd: None,
+            after: Some("build@compiled".into()),
         })),
         attempt(Body::Spawned(process())),
         attempt(Body::Progress(Progress {
@@ -262,6 +263,7 @@ pub(super) fn every_kind() -> Vec<Draft> {
         attempt(Body::Checkpoint(Checkpoint {
             name: CheckpointName::new("compiled").unwrap(),
             data: Some(serde_json::json!({"at": "\u{2028}\n"})),
+            inject: true,
         })),
         attempt(Body::Signal(Signal {
             id: 7,
