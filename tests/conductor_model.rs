@@ -562,6 +562,7 @@ fn plan() -> Plan {
         action: Does::Run(vec!["true".into()]),
         needs: Vec::new(),
         claims: Vec::new(),
+        resources: Vec::new(),
         timeout: Limit(None),
         retries: 0,
         backoff: Backoff { initial: Span::from_ms(0), ..Backoff::default() },
@@ -587,6 +588,7 @@ fn plan() -> Plan {
         conductor: Conductor::default(),
         tasks: TASKS.map(task).to_vec(),
         merge: Vec::new(),
+        resources: BTreeMap::new(),
     }
 }
 

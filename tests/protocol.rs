@@ -655,6 +655,7 @@ fn task(id: &str, needs: &[&str], retries: u32) -> Task {
         action: Does::Run(vec!["true".into()]),
         needs: needs.iter().map(|n| TaskId::new(n).unwrap().into()).collect(),
         claims: Vec::new(),
+        resources: Vec::new(),
         timeout: Limit(None),
         retries,
         backoff: Backoff { initial: cpw::base::span::Span::from_ms(0), ..Backoff::default() },
@@ -683,6 +684,7 @@ fn plan(max_workers: u32, tasks: Vec<Task>) -> Plan {
         conductor: Conductor::default(),
         tasks,
         merge: Vec::new(),
+        resources: BTreeMap::new(),
     }
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::hex;
 use crate::base::ids::SessionId;
+use crate::base::text::one_line;
 use crate::logic::conductor;
 use crate::model::check::{Defaults, Machine};
 use crate::model::config::{self, Config, ForEach, Rule};
@@ -18,6 +19,7 @@ use crate::model::expand::{self, Match};
 use crate::model::glob::{self, Glob};
 use crate::model::json::Problem;
 use crate::model::plan::Plan;
+use crate::model::resource::{self, Resource, Written};
 use crate::model::words::{self, Origin, Words};
 use crate::store::file;
 use crate::store::home::{self, State};
@@ -267,8 +269,11 @@ fn make(rule: &Rule, config: &Config, asked: Asked<'_>, files: Vec<String>, grou
     let found = Match { rule, prompt: asked.prompt, prompt_file: &prompt_file, files, globbed, groups };
     let defaults = Defaults { settings: &config.settings, machine: machine() };
     let mut plan = expand::expand(&found, run, asked.session.cloned(), &defaults).map_err(Why::Problems)?;
+    plan.resources.clone_from(&config.resources);
     settle_claims(asked.project, &mut plan);
-    Ok(Plan { orphan_grace: config.orphan_grace.filter(|_| asked.session.is_some()), ..plan })
+    settle_resources(asked.project, &mut plan).map_err(|problem| Why::Problems(vec![problem]))?;
+    plan.orphan_grace = config.orphan_grace.filter(|_| asked.session.is_some());
+    Ok(plan)
 }
 
 /// The plan of a rule on tool calls, after calls of this session that named `files`: of these, those that still exist.
@@ -299,6 +304,36 @@ pub fn settle_claims(project: &Path, plan: &mut Plan) {
         }
         task.claims = claims;
     }
+}
+
+/// Gives all resources of a plan their normal form, by which everybody means the same: links in them are resolved now.
+pub fn settle_resources(project: &Path, plan: &mut Plan) -> Result<(), Problem> {
+    let normal = |written: &str, at: String| {
+        let resource = match resource::read(written) {
+            Ok(Written::Name(name)) => Ok(name),
+            Ok(Written::File(path)) => Resource::file(&resolved(&project.join(path)), &resolved(project)),
+            Err(e) => Err(e),
+        };
+        resource.map_err(|e| Problem { path: at, what: format!("\"{}\" {e}", one_line(written, 80)), hint: None })
+    };
+    for (i, task) in plan.tasks.iter_mut().enumerate() {
+        let all = task.resources.iter().enumerate();
+        let all = all.map(|(k, written)| normal(written, format!("$.tasks[{i}].resources[{k}]")));
+        let all = resource::together(all.collect::<Result<_, _>>()?);
+        task.resources = all.iter().map(|r| r.as_str().to_owned()).collect();
+    }
+    let used = std::mem::take(&mut plan.resources);
+    for (written, used) in used {
+        let resource = normal(&written, format!("$.resources.{written}"))?;
+        plan.resources.entry(resource.as_str().to_owned()).or_default().tools.extend(used.tools);
+    }
+    Ok(())
+}
+
+/// A path with its links resolved, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let real = |up: &Path| Some(up.canonicalize().ok()?.join(path.strip_prefix(up).ok()?));
+    path.ancestors().find_map(real).unwrap_or_else(|| path.to_owned())
 }
 
 /// Which of the names in a prompt are files: below the project as relative paths, others as absolute ones.
@@ -356,4 +391,33 @@ fn find(project: &Path, pattern: &str, most: usize) -> Vec<String> {
     }
     out.sort();
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::simulation::{plan, task};
+    use crate::model::plan::Used;
+
+    #[test]
+    fn resources_of_a_plan_get_the_form_by_which_everybody_means_the_same() {
+        let temp = tempfile::tempdir().unwrap();
+        let project = temp.path().join("p");
+        std::fs::create_dir_all(project.join("data/deep")).unwrap();
+        std::os::unix::fs::symlink("data/deep", project.join("link")).unwrap();
+        let mut one = task("a");
+        one.resources =
+            ["port:1", "./link/new/x.csv", "file:data/../data/deep", "db", "/nowhere/y"].map(str::to_owned).to_vec();
+        let mut plan = plan(vec![one]);
+        let used = |tool: &str| Used { tools: vec![tool.to_owned()] };
+        plan.resources = [("db".to_owned(), used("Bash(psql*)")), ("./link".to_owned(), used("Edit"))].into();
+        settle_resources(&project, &mut plan).unwrap();
+        let again = plan.clone();
+        assert_eq!(plan.tasks[0].resources, ["db", "file:/nowhere/y", "file:data/deep", "port:1"]);
+        assert_eq!(plan.resources.keys().collect::<Vec<_>>(), ["db", "file:data/deep"]);
+        settle_resources(&project, &mut plan).unwrap();
+        assert_eq!(plan, again);
+        plan.tasks[0].resources = vec!["db".into(), "../".into()];
+        assert_eq!(settle_resources(&project, &mut plan).unwrap_err().path, "$.tasks[0].resources[1]");
+    }
 }

@@ -60,6 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     for plan in &mut plans {
         planner::settle_claims(&project, plan);
+        planner::settle_resources(&project, plan).map_err(|problem| Wrong::new(problem.to_string()))?;
         if let Some(n) = args.jobs {
             plan.limits.max_workers = n;
         }

@@ -122,6 +122,7 @@ fn single(project: &std::path::Path, plan: &Plan, task: &str) -> anyhow::Result<
     only.tasks = vec![plan.tasks[index].clone()];
     only.tasks[0].needs.clear();
     only.merge.clear();
+    planner::settle_resources(project, &mut only).map_err(|problem| Wrong::new(problem.to_string()))?;
     let origin = Origin::default();
     let state = State::open()?;
     let runs = planner::runs_folder(project, Some(&state))?;

@@ -14,5 +14,6 @@ pub mod signals;
 pub(crate) mod simulation;
 pub mod state;
 pub mod step;
+pub mod taken;
 pub mod view;
 pub mod wake;

@@ -5,6 +5,7 @@
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::sum::sum;
 use crate::logic::state::{Attempt, MAX_CRASHES, MAX_REFUSALS, State, TaskState};
+use crate::logic::taken;
 use crate::logic::view::{End, Phase};
 use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
 use crate::model::plan::{Need, Plan};
@@ -376,9 +377,14 @@ pub fn next_task(state: &State, plan: &Plan, facts: Facts<'_>) -> Option<(usize,
     }
     // A task whose pause is over goes before a new one: it is older.
     let claude = facts.now_ms >= staggered(state) && claude_room(state, plan, facts) > 0;
+    let leased = taken::unbarred(state, facts.now_ms, claude, 1).first().copied();
     let mut due = state.retrying.iter().take_while(|(at, _)| *at <= facts.now_ms).map(|&(_, i)| i);
-    let due = due.find(|&i| claude || !state.is_claude(i));
-    let ready = [state.ready.first(), state.ready_claude.first().filter(|_| claude)];
+    let due = due.find(|&i| {
+        let free = !state.resources.contains_key(&i) || leased == Some(i);
+        free && (claude || !state.is_claude(i))
+    });
+    let leased = leased.and_then(|i| state.ready_leased.get(&(-i64::from(plan.tasks[i].priority), i)));
+    let ready = [state.ready.first(), state.ready_claude.first().filter(|_| claude), leased];
     let i = due.or_else(|| ready.into_iter().flatten().min().map(|&(_, i)| i))?;
     Some((i, state.tasks[i].attempts.saturating_add(1)))
 }
@@ -406,9 +412,12 @@ fn workers_useful(state: &State, plan: &Plan, facts: Facts<'_>) -> usize {
     if state.view.ended.is_some() || stopped(state, plan, facts).is_some() {
         return 0;
     }
-    let due = state.retrying.iter().take_while(|(at, _)| *at <= facts.now_ms);
-    let (claude, due): (Vec<usize>, Vec<usize>) = due.map(|&(_, i)| i).partition(|&i| state.is_claude(i));
-    let claude = (claude.len() + state.ready_claude.len()).min(claude_room(state, plan, facts));
+    let room = claude_room(state, plan, facts);
+    let due = state.retrying.iter().take_while(|(at, _)| *at <= facts.now_ms).map(|&(_, i)| i);
+    let due = due.filter(|i| !state.resources.contains_key(i));
+    let leased = taken::unbarred(state, facts.now_ms, room > 0, state.max_workers as usize);
+    let (claude, due): (Vec<usize>, Vec<usize>) = due.chain(leased).partition(|&i| state.is_claude(i));
+    let claude = (claude.len() + state.ready_claude.len()).min(room);
     let useful = state.running.len() + state.ready.len() + due.len() + claude;
     useful.min(state.max_workers as usize)
 }
@@ -422,12 +431,15 @@ pub fn next_moment(state: &State, plan: &Plan, now_ms: u64) -> Option<u64> {
     let retry = state.retrying.range((now_ms.saturating_add(1), 0)..).next().map(|(at, _)| *at);
     let due_claude = || {
         let mut due = state.retrying.iter().take_while(|(at, _)| *at <= now_ms);
-        !state.ready_claude.is_empty() || due.any(|&(_, i)| state.is_claude(i))
+        let mut leased = state.ready_leased.iter();
+        !state.ready_claude.is_empty()
+            || due.any(|&(_, i)| state.is_claude(i))
+            || leased.any(|&(_, i)| state.is_claude(i))
     };
     let gate = Some(state.quota_until_ms.max(staggered(state))).filter(|at| *at > now_ms && due_claude());
     let end = run_deadline(state, plan).filter(|at| *at > now_ms);
     // More workers may be of use once it shows that the tasks take a while.
-    let more = !(state.ready.is_empty() && state.ready_claude.is_empty())
+    let more = !(state.ready.is_empty() && state.ready_claude.is_empty() && state.ready_leased.is_empty())
         && (AT_ONCE..state.max_workers as usize).contains(&state.view.workers.len());
     let settled = open_attempts(state).map(|open| open.since_ms.saturating_add(SETTLED_MS)).filter(|at| *at > now_ms);
     let settled = settled.min().filter(|_| more);
@@ -550,6 +562,63 @@ mod tests {
         }
         assert_eq!(waves, [8, 16, 16]);
         assert_eq!(next_moment(&run.state, &run.plan, run.now_ms), None, "nobody waits for more than there may be");
+    }
+
+    fn holds(id: &str, resources: &[&str]) -> Task {
+        Task { resources: resources.iter().map(ToString::to_string).collect(), ..task(id) }
+    }
+
+    #[test]
+    fn tasks_that_hold_the_same_do_not_run_at_the_same_time_and_keep_nobody_else_from_it() {
+        let first = Task { retries: 1, ..holds("a", &["db", "gpu"]) };
+        let tasks = vec![first, holds("b", &["db"]), holds("c", &["port:1"]), task("d")];
+        let mut run = Course::new(tasks, |p| p.limits.max_workers = 4);
+        assert_eq!(run.ask(workers_wanted), 3, "a or b, c and d");
+        let started: Vec<usize> = std::iter::from_fn(|| run.start()).map(|(i, _)| i).collect();
+        assert_eq!(started, [0, 2, 3]);
+        assert_eq!(run.state.tasks[1].phase, Phase::Ready);
+        run.now_ms += 1000;
+        assert_eq!(run.ask(workers_useful), 3, "nobody is hired for what cannot start");
+        // In the pause of the first the second begins, and the first waits for its turn.
+        let ended = Ended { reason: "no".into(), will_retry: true, retry_at: Some(run.now_ms + 1), ..Ended::default() };
+        run.end(0, Body::Failed(ended));
+        assert_eq!(run.start().unwrap().0, 1);
+        run.now_ms += 1;
+        assert_eq!((run.start(), run.ask(workers_useful)), (None, 3));
+        run.done(1, 0.0);
+        assert_eq!(run.start().unwrap().0, 0);
+    }
+
+    #[test]
+    fn a_task_that_needs_much_is_not_passed_by_for_ever() {
+        let mut tasks = vec![holds("db-0", &["db"]), holds("much", &["db", "gpu", "file:a"])];
+        tasks.extend((1..4).map(|i| holds(&format!("gpu-{i}"), &["gpu"])));
+        tasks.push(holds("file", &["file:a/b.csv"]));
+        tasks.push(Task { priority: 1, ..holds("first", &["gpu"]) });
+        let mut run = Course::new(tasks, |p| p.limits.max_workers = 8);
+        assert_eq!(
+            [run.start().unwrap().0, run.start().unwrap().0],
+            [6, 0],
+            "by priority, then in the order of the plan"
+        );
+        assert_eq!(run.start(), None, "what comes behind the one that waits, waits for what it wants");
+        run.done(6, 0.0);
+        assert_eq!(run.start(), None);
+        run.done(0, 0.0);
+        assert_eq!(run.start().unwrap().0, 1);
+        assert_eq!(run.start(), None);
+        run.done(1, 0.0);
+        assert_eq!([run.start().unwrap().0, run.start().unwrap().0], [2, 5]);
+    }
+
+    #[test]
+    fn a_client_that_there_is_no_room_for_keeps_no_resource() {
+        let tasks = vec![ask("a"), Task { resources: vec!["db".into()], ..ask("b") }, holds("c", &["db"])];
+        let mut run = Course::new(tasks, |p| p.limits.max_claude = Some(1));
+        assert_eq!([run.start().unwrap().0, run.start().unwrap().0], [0, 2]);
+        run.done(2, 0.0);
+        run.done(0, 0.0);
+        assert_eq!(run.start_later().unwrap().0, 1);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(crate) fn task(id: &str) -> Task {
         action: Action::Run(vec!["true".into()]),
         needs: Vec::new(),
         claims: Vec::new(),
+        resources: Vec::new(),
         timeout: Limit(None),
         retries: 0,
         backoff: Backoff::default(),
@@ -59,6 +60,7 @@ pub(crate) fn plan(tasks: Vec<Task>) -> Plan {
         conductor: Conductor::default(),
         tasks,
         merge: Vec::new(),
+        resources: BTreeMap::new(),
     }
 }
 
@@ -185,6 +187,12 @@ impl Sim {
             assert!(self.now_ms >= self.state.quota_until_ms, "started without quota");
             assert_eq!(sched::claude_stopped(&self.state, &self.plan), None, "started in spite of it");
             assert!(self.state.running_claude() < 3, "too many clients at once");
+        }
+        for &other in &self.state.running {
+            let (ours, theirs) = (&self.plan.tasks[i].resources, &self.plan.tasks[other].resources);
+            let meet = |a: &str, b: &str| a == b || a.starts_with(&format!("{b}/")) || b.starts_with(&format!("{a}/"));
+            let clash = ours.iter().any(|a| theirs.iter().any(|b| meet(a, b)));
+            assert!(!clash, "{ours:?} and {theirs:?} run at the same time");
         }
         for need in &self.plan.tasks[i].needs {
             let n = self.state.index_of(need.task().unwrap()).unwrap();
@@ -324,8 +332,8 @@ impl Sim {
         let after = &self.state;
         assert_eq!(after.tasks, before.tasks);
         assert_eq!(
-            (&after.ready, &after.ready_claude, &after.retrying, &after.doomed),
-            (&before.ready, &before.ready_claude, &before.retrying, &before.doomed)
+            (&after.ready, &after.ready_claude, &after.ready_leased, &after.retrying, &after.doomed),
+            (&before.ready, &before.ready_claude, &before.ready_leased, &before.retrying, &before.doomed)
         );
         assert_eq!(after.unstarted, before.unstarted);
         let mut view = after.view.clone();
@@ -463,6 +471,7 @@ impl Sim {
         assert!(
             self.state.ready.is_empty()
                 && self.state.ready_claude.is_empty()
+                && self.state.ready_leased.is_empty()
                 && self.state.retrying.is_empty()
                 && self.state.doomed.is_empty()
         );
@@ -488,7 +497,7 @@ impl Sim {
 prop_compose! {
     fn any_task()(
         needs in any::<u16>(), retries in 0_u32..3, allow_failure in any::<bool>(), limit in 0_u64..4,
-        priority in -1_i32..2, claims in any::<bool>(), asks in 0_u8..3,
+        priority in -1_i32..2, claims in any::<bool>(), asks in 0_u8..3, holds in 0_u8..12,
     ) -> (u16, Task) {
         let mut t = task("x");
         if asks == 0 {
@@ -498,6 +507,13 @@ prop_compose! {
         t.allow_failure = allow_failure;
         t.timeout = Limit((limit > 0).then(|| Span::from_secs(limit)));
         t.priority = priority;
+        t.resources = match holds {
+            0 | 1 => vec!["db".into()],
+            2 => vec!["db".into(), "gpu".into()],
+            3 => vec!["file:src".into()],
+            4 => vec!["file:src/a.rs".into(), "gpu".into()],
+            _ => Vec::new(),
+        };
         if claims {
             t.claims = vec!["src/*.rs".into()];
         }

@@ -149,6 +149,8 @@ pub struct State {
     pub ready: BTreeSet<(i64, usize)>,
     /// The same for `claude` tasks, for which more must be free than a worker.
     pub ready_claude: BTreeSet<(i64, usize)>,
+    /// The same for tasks with resources, which start only if those are free; `claude` tasks among them.
+    pub ready_leased: BTreeSet<(i64, usize)>,
     /// Tasks that wait for their next attempt, soonest first.
     pub retrying: BTreeSet<(u64, usize)>,
     /// Tasks that can never start and are not skipped yet, with the one that made it so.
@@ -181,6 +183,8 @@ pub struct State {
     pub quota_until_ms: u64,
     /// How often in a row it was found used up.
     pub quota_strikes: u32,
+    /// What tasks hold while they run, in its normal form; those that hold nothing are not in it.
+    pub resources: BTreeMap<usize, Vec<String>>,
     index: HashMap<TaskId, usize>,
     dependents: Vec<Vec<Dependent>>,
     priorities: Vec<i64>,
@@ -194,7 +198,8 @@ impl State {
         let index: HashMap<TaskId, usize> = plan.tasks.iter().enumerate().map(|(i, t)| (t.id.clone(), i)).collect();
         let mut dependents = vec![Vec::new(); plan.tasks.len()];
         let mut tasks = Vec::with_capacity(plan.tasks.len());
-        let (mut ready, mut ready_claude) = (BTreeSet::new(), BTreeSet::new());
+        let (mut ready, mut ready_claude, mut ready_leased) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut resources = BTreeMap::new();
         // Higher priority first, and the set's smallest element is taken first.
         let priorities: Vec<i64> = plan.tasks.iter().map(|t| -i64::from(t.priority)).collect();
         for (i, task) in plan.tasks.iter().enumerate() {
@@ -203,8 +208,15 @@ impl State {
             for (need, checkpoint) in &needs {
                 dependents[*need].push(Dependent { task: i, checkpoint: checkpoint.clone() });
             }
+            if !task.resources.is_empty() {
+                resources.insert(i, task.resources.clone());
+            }
             if needs.is_empty() {
-                let queue = if task.claude().is_some() { &mut ready_claude } else { &mut ready };
+                let queue = match task.claude() {
+                    _ if !task.resources.is_empty() => &mut ready_leased,
+                    Some(_) => &mut ready_claude,
+                    None => &mut ready,
+                };
                 queue.insert((priorities[i], i));
             }
             tasks.push(TaskState {
@@ -240,6 +252,7 @@ impl State {
             tasks,
             ready,
             ready_claude,
+            ready_leased,
             retrying: BTreeSet::new(),
             doomed: BTreeMap::new(),
             cancels: BTreeSet::new(),
@@ -255,6 +268,7 @@ impl State {
             claude_since_ms: None,
             quota_until_ms: 0,
             quota_strikes: 0,
+            resources,
             index,
             dependents,
             priorities,
@@ -539,6 +553,17 @@ impl State {
         task.ended = Some(event.ts.clone());
     }
 
+    /// Where task `i` is found while it is ready.
+    fn queue_of(&mut self, i: usize) -> &mut BTreeSet<(i64, usize)> {
+        if self.resources.contains_key(&i) {
+            &mut self.ready_leased
+        } else if self.claude[i] {
+            &mut self.ready_claude
+        } else {
+            &mut self.ready
+        }
+    }
+
     fn leave_queues(&mut self, i: usize) {
         let task = &self.tasks[i];
         match task.phase {
@@ -547,8 +572,8 @@ impl State {
                 self.waits.retain(|_, w| w.task != i);
             }
             Phase::Ready => {
-                let queue = if self.claude[i] { &mut self.ready_claude } else { &mut self.ready };
-                queue.remove(&(self.priorities[i], i));
+                let key = (self.priorities[i], i);
+                self.queue_of(i).remove(&key);
                 self.unstarted -= 1;
             }
             Phase::Retrying => {
@@ -588,8 +613,8 @@ impl State {
             if task.unmet == 0 && task.phase == Phase::Waiting {
                 task.phase = Phase::Ready;
                 task.after = Some(On { task: i, checkpoint });
-                let queue = if self.claude[d] { &mut self.ready_claude } else { &mut self.ready };
-                queue.insert((self.priorities[d], d));
+                let key = (self.priorities[d], d);
+                self.queue_of(d).insert(key);
             }
         }
     }

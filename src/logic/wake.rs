@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::logic::state::State;
+use crate::logic::taken;
 use crate::model::event::{Body, Event};
 use crate::model::signal::Addressee;
 
@@ -223,7 +224,9 @@ fn offer(after: &State) -> Offer {
         return Offer::default();
     }
     let room = (after.max_workers as usize).saturating_sub(after.running.len());
-    Offer { idle: idle(after), wanted: (after.ready.len() + after.ready_claude.len() + after.retrying.len()).min(room) }
+    let leased = taken::unbarred(after, 0, true, room).len();
+    let wanted = after.ready.len() + after.ready_claude.len() + leased + after.retrying.len();
+    Offer { idle: idle(after), wanted: wanted.min(room) }
 }
 
 /// Workers without an attempt.
@@ -395,6 +398,27 @@ mod tests {
             rung(&s.wake([ended_by(1, "a", done("x")), started_by(1, "c")])),
             "all outcomes news w1 task-a 1 of "
         );
+    }
+
+    #[test]
+    fn what_waits_for_a_resource_is_offered_to_nobody_until_that_is_free() {
+        let mut tasks: Vec<_> = ["a", "b", "c", "d"].map(task).into();
+        for task in &mut tasks {
+            task.resources = vec!["db".into()];
+        }
+        let plan = plan(tasks);
+        let mut s = Scene { state: State::new(&plan), plan };
+        let started = run_started(&s.plan, "boot");
+        s.wake([Draft::run(started)]);
+        for n in 1..=3 {
+            let process = Process { pid: 1, start_time: 1, boot_id: "boot".into() };
+            s.wake([Draft::worker(WorkerNo(n), Body::WorkerStarted(process))]);
+        }
+        s.wake([started_by(1, "a")]);
+        assert_eq!(rung(&s.wake([ended_by(1, "a", done("x"))])), "all outcomes news w1 task-a 1 of W1+W2+W3");
+        assert_eq!(rung(&s.wake([started_by(2, "b")])), "all");
+        let left = Draft::worker(WorkerNo(1), Body::WorkerExited(Reason { reason: "told to end".into() }));
+        assert_eq!(rung(&s.wake([left])), "all");
     }
 
     #[test]

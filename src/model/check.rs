@@ -14,11 +14,12 @@ use crate::model::plan::{self, Action, MAX_TASKS, Merge, Plan, Task, VERSION};
 use crate::model::template;
 
 /// Keys of a plan.
-pub const PLAN_KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "tasks", "merge"];
+pub const PLAN_KEYS: &[&str] =
+    &["$schema", "version", "limits", "conductor", "durability", "resources", "tasks", "merge"];
 /// Keys that stand only in plans that cpw wrote; accepted so that the plan of an old run can be run again, and given anew.
 pub const PLAN_OWN: &[&str] = &["run", "session", "rule", "from", "orphan_grace"];
 /// Keys of a plan that belong to the format, but not to this version.
-pub const PLAN_LATER: &[&str] = &["resources", "signals", "votes"];
+pub const PLAN_LATER: &[&str] = &["signals", "votes"];
 /// Keys of a plan's `limits`.
 pub const PLAN_LIMIT_KEYS: &[&str] =
     &["max_workers", "max_claude", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
@@ -87,6 +88,7 @@ pub(super) fn task_of(draft: &TaskDraft, id: TaskId, action: Action, defaults: &
         action,
         needs: Vec::new(),
         claims: draft.claims.clone(),
+        resources: draft.resources.clone(),
         timeout: draft.timeout.unwrap_or_else(|| defaults.task_timeout()),
         retries: draft.retries.unwrap_or_else(|| defaults.retries()),
         backoff: draft.backoff.unwrap_or_default(),
@@ -116,6 +118,7 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
     }
     header(&n, &mut r);
     let settings = settings(&n, &mut r, PLAN_LIMIT_KEYS, CONDUCTOR_KEYS).over(defaults.settings);
+    let resources = n.field("resources", &mut r, |n, r| Some(draft::used(n, r))).unwrap_or_default();
     let drafts = if let Some(n) = n.get("tasks") {
         if n.value().as_array().is_some_and(Vec::is_empty) {
             n.wrong(&mut r, "is empty: the plan would do nothing");
@@ -168,6 +171,7 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         conductor: settings.conductor(),
         tasks,
         merge,
+        resources,
     })
 }
 
@@ -440,10 +444,7 @@ mod tests {
         let table: Vec<(Value, &[&str])> = vec![
             (json!({"version": 1}), &["$"]),
             (json!({"tasks": []}), &["$", "$.tasks"]),
-            (
-                json!({"version": 1, "tasks": [], "votes": [], "signals": [], "resources": []}),
-                &["$.votes", "$.signals", "$.resources", "$.tasks"],
-            ),
+            (json!({"version": 1, "tasks": [], "votes": [], "signals": []}), &["$.votes", "$.signals", "$.tasks"]),
             (json!({"version": 1, "task": [], "tasks": [{"id": "a", "run": ["x"]}]}), &["$.task"]),
             (tasks(&json!({})), &["$.tasks"]),
             (tasks(&json!([7])), &["$.tasks[0]"]),

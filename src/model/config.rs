@@ -2,7 +2,7 @@
 //! bytes with every mistake reported, regexes included; [`parse`] is the same without compiling regexes, for bytes that
 //! were checked when their user approved them, because a prompt must not pay for rules that it does not match.
 //!
-//! What the format has but this version does not do (`resources`, `votes` …) is refused by name.
+//! What the format has but this version does not do (`votes` …) is refused by name.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,15 +16,14 @@ use crate::model::expand;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Problem, Report, excerpt};
 use crate::model::matcher;
-use crate::model::plan::{Conductor, Durability, Gate, Limits, OnClaimed, WorkerText};
+use crate::model::plan::{Conductor, Durability, Gate, Limits, OnClaimed, Used, WorkerText};
 
 /// The version of the config format.
 pub const VERSION: u32 = 1;
 
 /// Keys of a config.
-pub const KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "runs_dir", "orphans", "rules"];
-/// Keys of a config that belong to the format, but not to this version.
-pub const LATER: &[&str] = &["resources"];
+pub const KEYS: &[&str] =
+    &["$schema", "version", "limits", "conductor", "durability", "runs_dir", "orphans", "resources", "rules"];
 /// Keys of the user-wide config.
 pub const USER_KEYS: &[&str] = &["$schema", "version", "limits", "conductor", "durability", "runs_dir"];
 /// Keys of `limits`.
@@ -233,6 +232,8 @@ pub struct Config {
     pub runs_dir: Option<String>,
     /// How long after the client has gone a run is cancelled; `None`: it goes on.
     pub orphan_grace: Option<Span>,
+    /// By resource, which tool calls of the session use it.
+    pub resources: BTreeMap<String, Used>,
     /// In the order of the file.
     pub rules: Vec<Rule>,
 }
@@ -393,13 +394,14 @@ fn config(bytes: &[u8], depth: Depth) -> Result<Config, Vec<Problem>> {
     let mut out = Config::default();
     if let Some(value) = json::read(bytes, &mut r) {
         let n = Node::root(&value);
-        if n.keys(&mut r, KEYS, LATER) {
+        if n.keys(&mut r, KEYS, &[]) {
             header(&n, &mut r);
             out.settings = settings(&n, &mut r, LIMIT_KEYS, CONDUCTOR_KEYS);
             out.runs_dir = n.field("runs_dir", &mut r, runs_dir);
             let orphans =
                 n.field("orphans", &mut r, |n, r| n.choice(r, &[("finish", None), ("cancel", Some(ORPHAN_GRACE))]));
             out.orphan_grace = orphans.flatten();
+            out.resources = n.field("resources", &mut r, |n, r| Some(draft::used(n, r))).unwrap_or_default();
             out.rules = n.field("rules", &mut r, |n, r| Some(rules(n, r, depth, &out.settings))).unwrap_or_default();
         }
     }
@@ -416,7 +418,7 @@ pub fn user_config(bytes: &[u8]) -> Result<UserConfig, Vec<Problem>> {
             r.add("$.rules", "rules belong to a project", Some("put them into its .claude/cpw.json".into()));
         }
         let known: Vec<&str> = USER_KEYS.iter().copied().chain(["rules"]).collect();
-        if n.keys(&mut r, &known, LATER) {
+        if n.keys(&mut r, &known, &[]) {
             header(&n, &mut r);
             out.settings = settings(&n, &mut r, USER_LIMIT_KEYS, CONDUCTOR_KEYS);
             out.runs_dir = n.field("runs_dir", &mut r, runs_dir);
@@ -754,7 +756,17 @@ mod tests {
             (json!({"version": 1, "runs_dir": "./"}), vec!["$.runs_dir".into()]),
             (json!({"version": 1, "runs_dir": ".claude"}), vec!["$.runs_dir".into()]),
             (json!({"version": 1, "runs_dir": "sub/.claude/runs"}), vec!["$.runs_dir".into()]),
-            (json!({"version": 1, "resources": {}}), vec!["$.resources".into()]),
+            (
+                json!({"version": 1, "resources": {"db": {"tools": ["Bash(psql*)", "mcp__db__query"]}, "./x.csv": {"tools": []}}}),
+                vec![],
+            ),
+            (json!({"version": 1, "resources": []}), vec!["$.resources".into()]),
+            (
+                json!({"version": 1, "resources": {"db": {}, "-x": {"tools": ["psql"]}, "gpu": {"tool": "Bash", "tools": "Bash"}}}),
+                [".db", "[\"-x\"]", "[\"-x\"].tools[0]", ".gpu.tool", ".gpu.tools"]
+                    .map(|p| format!("$.resources{p}"))
+                    .to_vec(),
+            ),
             (json!({"version": 1, "orphans": "cancel"}), vec![]),
             (json!({"version": 1, "orphans": "kill"}), vec!["$.orphans".into()]),
             (json!({"version": 1, "orphans": "finish", "durability": "power"}), vec![]),
@@ -890,7 +902,14 @@ mod tests {
             (task(|t| t["cwd"] = json!("")), t(".cwd")),
             (task(|t| t["cwd"] = json!("{{prompt}}")), t(".cwd")),
             (task(|t| t["priority"] = json!(1001)), t(".priority")),
-            (task(|t| t["resources"] = json!(["db"])), t(".resources")),
+            (task(|t| t["resources"] = json!(["db", "port:5432", "./{{item}}", "{{item.stem}}", "a/b"])), vec![]),
+            (task(|t| t["resources"] = json!("db")), t(".resources")),
+            (
+                task(|t| {
+                    t["resources"] = json!(["db", "two words", "", "db", "./{{prompt}}", "x\ny/z", "a".repeat(1025)]);
+                }),
+                [1, 2, 3, 4, 5, 6].map(|i| format!("{T}.resources[{i}]")).to_vec(),
+            ),
             (task(|t| t["critical"] = json!("yes")), t(".critical")),
             (
                 task(|t| t["signals"] = json!(["stop:2", "stop:2", "stop:1"])),
@@ -1055,8 +1074,10 @@ mod tests {
     /// Any JSON near a config's shape.
     fn near_config() -> impl Strategy<Value = Value> {
         let word = prop_oneof![
-            prop::sample::select([KEYS, RULE_KEYS, WHEN_KEYS, LATER, draft::TASK_KEYS, draft::MERGE_KEYS].concat())
-                .prop_map(str::to_owned),
+            prop::sample::select(
+                [KEYS, RULE_KEYS, WHEN_KEYS, draft::USED_KEYS, draft::TASK_KEYS, draft::MERGE_KEYS].concat()
+            )
+            .prop_map(str::to_owned),
             prop::sample::select(vec![
                 "{{item}}", "{{prompt", "files", "*", "a?b", "30s", "none", "a\u{0}", "é", "", "("
             ])

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::base::span::Limit;
 use crate::base::text::one_line;
 use crate::model::config::{Config, ForEach, Rule};
-use crate::model::plan::{Action, Isolate, PermissionMode, Plan};
+use crate::model::plan::{Action, Isolate, PermissionMode, Plan, Used};
 use crate::model::signal::Right;
 
 /// What would be executed, and when, is shown whole before it is approved: what is cut could be what matters.
@@ -25,6 +25,7 @@ pub fn what_could_run(config: &Config) -> String {
     for rule in &config.rules {
         rule_text(rule, &mut out);
     }
+    used(&config.resources, &mut out);
     out
 }
 
@@ -71,6 +72,7 @@ fn rule_text(rule: &Rule, out: &mut String) {
         }
         action_text(&task.action, ALL, out);
         extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, ALL, out);
+        held(&task.resources, ALL, out);
         speech(task.critical, task.signals.as_deref(), out);
     }
     for m in &rule.merge {
@@ -103,12 +105,14 @@ pub fn plan_text(plan: &Plan) -> String {
         }
         action_text(&task.action, SOME, &mut out);
         extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, SOME, &mut out);
+        held(&task.resources, SOME, &mut out);
         speech(task.critical, task.signals.as_deref(), &mut out);
     }
     for m in &plan.merge {
         let needs: Vec<&str> = m.needs.iter().map(crate::base::ids::TaskId::as_str).collect();
         merge_text(&m.tool, &m.matches, &m.set, &few(&needs), &mut out);
     }
+    used(&plan.resources, &mut out);
     out
 }
 
@@ -216,6 +220,20 @@ fn extras(
     }
     if !claims.is_empty() {
         line(out, "  claims", &claims.join(", "), max);
+    }
+}
+
+/// What it holds while it runs.
+fn held(resources: &[String], max: usize, out: &mut String) {
+    if !resources.is_empty() {
+        line(out, "  holds", &resources.join(", "), max);
+    }
+}
+
+/// Which calls of the session wait while a task holds something.
+fn used(resources: &BTreeMap<String, Used>, out: &mut String) {
+    for (name, used) in resources {
+        line(out, "resource", &format!("{name} is used by {}", used.tools.join(", ")), ALL);
     }
 }
 

@@ -10,7 +10,9 @@ use crate::base::span::Limit;
 use crate::model::check::split_need;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Report, excerpt};
-use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate, PermissionMode};
+use crate::model::matcher::Matcher;
+use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate, PermissionMode, Used};
+use crate::model::resource::{self, MAX_TOGETHER};
 use crate::model::signal::Right;
 use crate::model::template;
 
@@ -23,6 +25,7 @@ pub const TASK_KEYS: &[&str] = &[
     "claude",
     "needs",
     "claims",
+    "resources",
     "timeout",
     "retries",
     "backoff",
@@ -36,15 +39,18 @@ pub const TASK_KEYS: &[&str] = &[
     "priority",
 ];
 
-/// Keys of a task that belong to the format, but not to this version.
-pub const TASK_LATER: &[&str] = &["resources"];
-
 /// Keys of a task's `claude`.
 pub const CLAUDE_KEYS: &[&str] =
     &["prompt", "model", "tools", "permission_mode", "max_turns", "max_budget_usd", "schema"];
 
 /// Keys of a task's `backoff`.
 pub const BACKOFF_KEYS: &[&str] = &["initial", "max", "factor"];
+
+/// Keys of an entry of a plan's or config's `resources`.
+pub const USED_KEYS: &[&str] = &["tools"];
+
+/// The most resources that a plan or config may name the tools of.
+const MAX_USED: usize = 64;
 
 /// Keys of an entry of `merge`.
 pub const MERGE_KEYS: &[&str] = &["tool", "match", "needs", "set"];
@@ -94,6 +100,8 @@ pub struct TaskDraft {
     pub needs: Vec<String>,
     /// Files or globs.
     pub claims: Vec<String>,
+    /// Names and files that it holds.
+    pub resources: Vec<String>,
     /// Instead of the config's `limits.task_timeout`.
     pub timeout: Option<Limit>,
     /// Instead of the config's `limits.retries`.
@@ -129,7 +137,7 @@ impl TaskDraft {
         templated(&self.id)
             || self.title.iter().any(templated)
             || self.needs.iter().any(templated)
-            || self.claims.iter().any(templated)
+            || self.claims.iter().chain(&self.resources).any(templated)
             || self.cwd.iter().any(templated)
             || self.env.values().any(all)
             || match &self.action {
@@ -215,6 +223,7 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
         action: Action::Run(Vec::new()),
         needs: Vec::new(),
         claims: Vec::new(),
+        resources: Vec::new(),
         timeout: None,
         retries: None,
         backoff: None,
@@ -231,10 +240,10 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
     if scope == Scope::Plan {
         out.item = n.field("item", r, |n, r| n.string(r).map(str::to_owned));
         let with_item: Vec<&str> = TASK_KEYS.iter().copied().chain(["item"]).collect();
-        if !n.keys(r, &with_item, TASK_LATER) {
+        if !n.keys(r, &with_item, &[]) {
             return out;
         }
-    } else if !n.keys(r, TASK_KEYS, TASK_LATER) {
+    } else if !n.keys(r, TASK_KEYS, &[]) {
         return out;
     }
     match n.get("id") {
@@ -247,6 +256,7 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
     }
     out.needs = n.field("needs", r, |n, r| Some(needs(n, r, scope, true))).unwrap_or_default();
     out.claims = n.field("claims", r, |n, r| Some(claims(n, r, scope))).unwrap_or_default();
+    out.resources = n.field("resources", r, |n, r| Some(resources(n, r, scope))).unwrap_or_default();
     out.timeout = n.field("timeout", r, json::limit);
     out.retries = n.field("retries", r, |n, r| n.integer(r, 0..=100));
     out.backoff = n.field("backoff", r, backoff);
@@ -509,6 +519,63 @@ fn claims(n: &Node<'_>, r: &mut Report, scope: Scope) -> Vec<String> {
             n.wrong(r, format!("\"{}\" {e}", excerpt(s)));
         }
         out.push(s.to_owned());
+    }
+    out
+}
+
+/// Reads a task's `resources`.
+fn resources(n: &Node<'_>, r: &mut Report, scope: Scope) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for n in n.array(r) {
+        // Positions stay those of the file; what was reported here is empty.
+        let s = n.text(r).unwrap_or_default();
+        template_names(&n, s, r, scope, false, NOTHING_MORE);
+        let probe = if scope == Scope::Plan { s.to_owned() } else { template::fill(s, |_| Some("x".into())) };
+        let wrong = match resource::read(&probe) {
+            _ if s.is_empty() => None,
+            Err(e) => Some(e.to_string()),
+            Ok(_) => out.iter().any(|other| other == s).then(|| "stands here twice".to_owned()),
+        };
+        if let Some(what) = &wrong {
+            n.wrong(r, format!("\"{}\" {what}", excerpt(s)));
+        }
+        out.push(if wrong.is_none() { s.to_owned() } else { String::new() });
+    }
+    if out.len() > MAX_TOGETHER {
+        n.wrong(r, format!("has more than {MAX_TOGETHER} resources"));
+    }
+    out
+}
+
+/// Reads `resources` of a plan or config: by resource, which tool calls of the session use it.
+pub fn used(n: &Node<'_>, r: &mut Report) -> BTreeMap<String, Used> {
+    let mut out = BTreeMap::new();
+    if !n.object(r) {
+        return out;
+    }
+    for (name, n) in n.entries() {
+        if let Err(e) = resource::read(name) {
+            n.wrong(r, format!("\"{}\" {e}", excerpt(name)));
+        }
+        if !n.keys(r, USED_KEYS, &[]) {
+            continue;
+        }
+        let Some(tools) = n.get("tools") else {
+            n.wrong_hint(r, "has no tools", "name the calls that use it: \"tools\": [\"Bash(psql*)\"]");
+            continue;
+        };
+        let mut used = Used::default();
+        for n in tools.array(r) {
+            let Some(s) = n.text(r) else { continue };
+            match Matcher::parse(s) {
+                Ok(matcher) => used.tools.push(matcher.to_string()),
+                Err(e) => n.wrong(r, format!("\"{}\" names no tool calls: {e}", excerpt(s))),
+            }
+        }
+        out.insert(name.to_owned(), used);
+    }
+    if out.len() > MAX_USED {
+        n.wrong(r, format!("has more than {MAX_USED} resources"));
     }
     out
 }

@@ -14,8 +14,9 @@ use crate::model::check::{Defaults, Made, MadeMerge, Need, link, split_need, tas
 use crate::model::config::{ForEach, Rule, Settings, default_claude, default_workers};
 use crate::model::draft::{ITEM_NAMES, MAX_STRING, MergeDraft, TaskDraft};
 use crate::model::glob;
-use crate::model::json::{MAX_BYTES, Problem, Report, path_of};
+use crate::model::json::{MAX_BYTES, Problem, Report, excerpt, path_of};
 use crate::model::plan::{Action, ClaudeTask, MAX_TASKS, Merge, Plan, Task, VERSION};
+use crate::model::resource;
 use crate::model::template::{self, Piece};
 
 /// A rule that matches, with what its tasks are made from.
@@ -195,6 +196,7 @@ pub fn expand(
         conductor: defaults.settings.conductor(),
         tasks,
         merge,
+        resources: BTreeMap::new(),
     })
 }
 
@@ -412,6 +414,7 @@ fn fill_task(
     let mut task = task_of(draft, id, action, settings);
     task.title = draft.title.as_ref().map(|t| keep(values.text(t)));
     task.claims = draft.claims.iter().map(|c| keep(values.glob(c))).collect();
+    task.resources = draft.resources.iter().map(|c| keep(values.text(c))).collect();
     task.env = draft.env.iter().map(|(k, v)| (k.clone(), keep(values.text(v)))).collect();
     task.cwd = draft.cwd.as_ref().map(|c| keep(values.text(c)));
     task.item = values.item.map(|i| keep(i.to_owned()));
@@ -437,6 +440,15 @@ fn fill_task(
     // Values are escaped, so that length is all they can spoil.
     for (i, _) in task.claims.iter().enumerate().filter(|(_, c)| c.len() > glob::MAX_PATTERN) {
         r.add(path_of(at, &[("claims", Some(i))]), format!("with its value {}", glob::BadGlob::TooLong), None);
+    }
+    for (i, resource) in task.resources.iter().enumerate().filter(|(i, _)| !draft.resources[*i].is_empty()) {
+        if let Err(e) = resource::read(resource) {
+            r.add(
+                path_of(at, &[("resources", Some(i))]),
+                format!("becomes \"{}\", which {e}", excerpt(resource)),
+                None,
+            );
+        }
     }
     if let (Some(template), Some(cwd)) = (&draft.cwd, &task.cwd)
         && !values.own_words

@@ -50,6 +50,9 @@ pub struct Plan {
     /// What to put into the session's tool calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub merge: Vec<Merge>,
+    /// By resource, which of the session's tool calls use it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<String, Used>,
 }
 
 impl Plan {
@@ -57,6 +60,13 @@ impl Plan {
     pub fn is_durable(&self) -> bool {
         self.durability == Durability::Power
     }
+}
+
+/// Which tool calls of the session use a resource.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// As `model::matcher` reads them.
+    pub tools: Vec<String>,
 }
 
 /// What a log survives.
@@ -190,6 +200,9 @@ pub struct Task {
     /// Files or globs, relative to the project or absolute, that this task answers for towards the session.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<String>,
+    /// What it holds, alone, while it runs: names and files, as `model::resource` reads them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<String>,
     /// How long one attempt may take.
     pub timeout: Limit,
     /// Further attempts after a failed one.

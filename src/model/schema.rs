@@ -40,6 +40,7 @@ pub fn config_schema() -> Value {
                     "What becomes of a run when the client is gone: it goes on, or it is cancelled a minute later.",
                 ),
             ),
+            ("resources", used()),
             (
                 "rules",
                 list(
@@ -118,6 +119,7 @@ pub fn plan_schema() -> Value {
                     "What the log survives: the death of any process, or the loss of power too.",
                 ),
             ),
+            ("resources", used()),
             ("tasks", list(reference("task"), "What to run; at most 10000.")),
             ("merge", list(reference("merge"), "Results that go into the session's tool calls.")),
             ("run", text("The run; cpw gives it.")),
@@ -266,6 +268,13 @@ fn task(plan: bool) -> Value {
             ),
         ),
         ("claims", list(json!({"type": "string"}), "Files or globs that the task answers for towards the session.")),
+        (
+            "resources",
+            list(
+                json!({"type": "string"}),
+                "What the task holds, alone, while it runs: names (db, port:5432) and files (with a / in them), taken together before it starts.",
+            ),
+        ),
         ("timeout", limit("How long one attempt may take.")),
         ("retries", integer(0, 100, "Further attempts after a failed one.")),
         (
@@ -320,6 +329,16 @@ fn task(plan: bool) -> Value {
     let mut out = object(&keys, &["id"], "A unit of work: exactly one of run, shell and claude.");
     out["oneOf"] = json!([{"required": ["run"]}, {"required": ["shell"]}, {"required": ["claude"]}]);
     out
+}
+
+fn used() -> Value {
+    let tools =
+        ("tools", list(json!({"type": "string"}), "Tools, or calls of them: \"Bash(psql*)\", \"mcp__db__query\"."));
+    json!({
+        "type": "object",
+        "additionalProperties": object(&[tools], &["tools"], "Which tool calls of the session use it."),
+        "description": "By resource, the tool calls of the session that use it: they wait while a task holds it, or are told who does."
+    })
 }
 
 fn claude() -> Value {

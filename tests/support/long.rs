@@ -243,6 +243,7 @@ fn task(i: usize) -> Task {
         action: Action::Run(vec!["./analyze.sh".into(), file(i)]),
         needs: Vec::new(),
         claims: vec![file(i)],
+        resources: Vec::new(),
         timeout: Limit(None),
         retries: 0,
         backoff: Backoff::default(),
@@ -279,6 +280,7 @@ fn plan(tasks: Vec<Task>, session: &str) -> Plan {
         conductor: Conductor::default(),
         tasks,
         merge: vec![merge],
+        resources: BTreeMap::new(),
     }
 }
 
