@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use crate::base::hex;
 use crate::base::ids::SessionId;
-use crate::base::text::one_line;
 use crate::logic::conductor;
 use crate::model::check::{Defaults, Machine};
 use crate::model::config::{self, Config, ForEach, Rule};
@@ -19,10 +18,11 @@ use crate::model::expand::{self, Match};
 use crate::model::glob::{self, Glob};
 use crate::model::json::Problem;
 use crate::model::plan::Plan;
-use crate::model::resource::{self, Resource, Written};
+use crate::model::resource;
 use crate::model::words::{self, Origin, Words};
 use crate::store::file;
 use crate::store::home::{self, State};
+use crate::store::leases;
 use crate::store::project::{CONFIG, MAX_CONFIG};
 use crate::store::run;
 use crate::store::trust::{self, Trust};
@@ -309,12 +309,7 @@ pub fn settle_claims(project: &Path, plan: &mut Plan) {
 /// Gives all resources of a plan their normal form, by which everybody means the same: links in them are resolved now.
 pub fn settle_resources(project: &Path, plan: &mut Plan) -> Result<(), Problem> {
     let normal = |written: &str, at: String| {
-        let resource = match resource::read(written) {
-            Ok(Written::Name(name)) => Ok(name),
-            Ok(Written::File(path)) => Resource::file(&resolved(&project.join(path)), &resolved(project)),
-            Err(e) => Err(e),
-        };
-        resource.map_err(|e| Problem { path: at, what: format!("\"{}\" {e}", one_line(written, 80)), hint: None })
+        leases::resolve(written, project, project).map_err(|what| Problem { path: at, what, hint: None })
     };
     for (i, task) in plan.tasks.iter_mut().enumerate() {
         let all = task.resources.iter().enumerate();
@@ -328,12 +323,6 @@ pub fn settle_resources(project: &Path, plan: &mut Plan) -> Result<(), Problem> 
         plan.resources.entry(resource.as_str().to_owned()).or_default().tools.extend(used.tools);
     }
     Ok(())
-}
-
-/// A path with its links resolved, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
-    let real = |up: &Path| Some(up.canonicalize().ok()?.join(path.strip_prefix(up).ok()?));
-    path.ancestors().find_map(real).unwrap_or_else(|| path.to_owned())
 }
 
 /// Which of the names in a prompt are files: below the project as relative paths, others as absolute ones.

@@ -167,6 +167,12 @@ impl Payload {
         self.field("command").or_else(|| self.tool_input.first_text()).unwrap_or_default()
     }
 
+    /// Whether a call is among those that it tells of, wherever their ids stand: a step's payload has all of its calls.
+    pub fn mentions(&self, tool_use_id: &str) -> bool {
+        let quoted = serde_json::Value::from(tool_use_id).to_string();
+        self.tool_input.text.windows(quoted.len()).any(|at| at == quoted.as_bytes())
+    }
+
     /// Whether it comes from the main thread of the session.
     pub fn is_main(&self) -> bool {
         self.agent_id.is_none()

@@ -10,6 +10,7 @@ mod answer;
 mod claim;
 mod deliver;
 pub mod input;
+mod lease;
 mod merge;
 mod observe;
 mod post_tool_batch;

@@ -2,6 +2,7 @@
 //! somebody waits for, written into the run's log, so that a worker can follow it. A call that concerns none of these leaves
 //! no trace.
 
+use crate::hook::lease;
 use crate::hook::scene::{File, Open, Scene, is_same_file};
 use crate::hook::signal::About;
 use crate::logic::conductor;
@@ -28,7 +29,10 @@ pub(super) fn observe(scene: &mut Scene, about: &About, files: &[File], phase: P
     for i in 0..scene.runs.len() {
         let run = &scene.runs[i];
         let awaited = awaited(run, about);
-        let concerned = !awaited.is_empty() || is_claimed(run, files) || meets_merge(scene, run, about);
+        let concerned = !awaited.is_empty()
+            || is_claimed(run, files)
+            || meets_merge(scene, run, about)
+            || lease::concerns(run, about);
         if !concerned || run.hooked.view.ended.is_some() {
             continue;
         }

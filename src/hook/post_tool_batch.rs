@@ -1,8 +1,8 @@
-//! PostToolBatch: once a step, what is new.
+//! PostToolBatch: once a step, what is new; and what its calls held is given back.
 
 use crate::hook::answer::Answer;
 use crate::hook::scene::Scene;
-use crate::hook::{Held, deliver, merge, scene};
+use crate::hook::{Held, deliver, lease, merge, scene};
 use crate::logic::signals::Occasion;
 
 pub(super) fn run() -> anyhow::Result<Held> {
@@ -10,6 +10,7 @@ pub(super) fn run() -> anyhow::Result<Held> {
 }
 
 fn answer(scene: &mut Scene) -> anyhow::Result<Held> {
+    lease::give_back(scene, |scene, call| scene.payload.mentions(call));
     if !scene.payload.is_main() {
         return Ok(0);
     }

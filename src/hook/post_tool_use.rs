@@ -13,7 +13,7 @@ use crate::hook::input::Payload;
 use crate::hook::observe::{self, Phase};
 use crate::hook::scene::{Call, File, Scene};
 use crate::hook::signal::About;
-use crate::hook::{Held, deliver, merge, scene};
+use crate::hook::{Held, deliver, lease, merge, scene};
 use crate::logic::conductor;
 use crate::logic::glance::Glance;
 use crate::logic::signals::Occasion;
@@ -30,7 +30,8 @@ pub(super) fn run(args: &[OsString]) -> anyhow::Result<Held> {
     let concerns = |payload: &Payload, folder: &RunDir, glance: &Glance<'_>| {
         let Some(tool) = payload.tool_name.as_deref() else { return !batched };
         let files = || files.get_or_init(|| scene::files(payload, tool)).as_slice();
-        let claimed = || glance.may_be_claimed(&folder.project.to_string_lossy(), files);
+        let project = folder.project.to_string_lossy();
+        let claimed = || glance.may_use(&project, tool, files) || glance.may_be_claimed(&project, files);
         let merged = glance.has_rewrites() || payload.is_main() && glance.may_merge(tool);
         !batched || merged || glance.may_be_awaited(tool) || claimed()
     };
@@ -73,6 +74,9 @@ fn answer(scene: &mut Scene, batched: bool, files: &OnceCell<Vec<File>>) -> anyh
         let files = files.get_or_init(|| scene::files(&scene.payload, &tool));
         let about = About::of(&scene.payload, &tool, files);
         observe::observe(scene, &about, files, Phase::After);
+    }
+    if !batched {
+        lease::give_back(scene, |scene, call| scene.payload.tool_use_id.as_deref() == Some(call));
     }
     let lost = compare(scene)?;
     if batched || !scene.payload.is_main() {

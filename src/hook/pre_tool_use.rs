@@ -1,10 +1,11 @@
-//! PreToolUse: a call that a task holds back is refused; a call that meets a merge gets the results put into it; a call on a
+//! PreToolUse: a call that a task holds back is refused; one that uses a resource waits until that is free; a call that meets a merge gets the results put into it; a call on a
 //! claimed file, or a command that plainly names one, is answered by the plan's `on_claimed`; what tasks have to say about a
 //! call goes with it. Everything else passes in silence.
 
 use std::cell::OnceCell;
 
 use crate::hook::input::Payload;
+use crate::hook::lease::{self, Admitted};
 use crate::hook::observe::{self, Phase};
 use crate::hook::scene::Scene;
 use crate::hook::signal::{self, About};
@@ -21,7 +22,8 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
         let merged = payload.is_main() && glance.may_merge(tool);
         let files = || files.get_or_init(|| scene::files(payload, tool)).as_slice();
         let meant = glance.may_be_signalled(tool) || glance.may_be_awaited(tool);
-        merged || meant || glance.may_be_claimed(&folder.project.to_string_lossy(), files)
+        let project = folder.project.to_string_lossy();
+        merged || meant || glance.may_use(&project, tool, files) || glance.may_be_claimed(&project, files)
     };
     scene::act(concerns, |scene| answer(scene, deadline, &files))
 }
@@ -35,16 +37,20 @@ fn answer(scene: &mut Scene, deadline: &Deadline, files: &OnceCell<Vec<scene::Fi
     if signal::refuse(scene, &about)? {
         return Ok(0);
     }
+    let waited = match lease::admit(scene, deadline, &about) {
+        Admitted::Yes(held) => held,
+        Admitted::Answered(held) => return Ok(held),
+    };
     if scene.payload.is_main() {
         let met = scene.runs.iter().enumerate().find_map(|(i, run)| {
             conductor::merge_for(&run.hooked.view, &tool, |f| scene.payload.field(f)).map(|(m, _)| (i, m))
         });
         if let Some((run, merge)) = met {
-            return merge::answer(scene, deadline, run, merge);
+            return Ok(waited + merge::answer(scene, deadline, run, merge)?);
         }
     }
     if let Some(held) = claim::answer(scene, deadline, &tool, files)? {
-        return Ok(held);
+        return Ok(waited + held);
     }
-    if scene.payload.is_main() { signal::accompany(scene, &about) } else { Ok(0) }
+    if scene.payload.is_main() { signal::accompany(scene, &about).map(|held| waited + held) } else { Ok(waited) }
 }

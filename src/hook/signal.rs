@@ -31,7 +31,7 @@ impl About {
         About { tool: tool.to_owned(), target: payload.target(), paths, files: files.to_vec() }
     }
 
-    fn call<'a>(&'a self, project: &'a str) -> Call<'a> {
+    pub(super) fn call<'a>(&'a self, project: &'a str) -> Call<'a> {
         Call { tool: &self.tool, target: &self.target, paths: &self.paths, files: &self.files, project }
     }
 }

@@ -11,7 +11,7 @@ use crate::actor::{crew, starter};
 use crate::hook::answer::Answer;
 use crate::hook::input::Payload;
 use crate::hook::scene::{self, Call, Open, Scene};
-use crate::hook::{Held, deliver, extend};
+use crate::hook::{Held, deliver, extend, lease};
 use crate::logic::conductor::{self, MAX_STOPS};
 use crate::logic::signals::Occasion;
 use crate::logic::wake::Concern;
@@ -56,6 +56,10 @@ pub(super) fn run(deadline: &Deadline) -> anyhow::Result<Held> {
         |scene| {
             if !scene.payload.is_main() {
                 return Ok(0);
+            }
+            // Those of the main thread, whatever became of them; a subagent may still be at it.
+            if scene.payload.background.is_empty() {
+                lease::give_back(scene, |_, _| true);
             }
             // Of two installations that call it for the same turn, one holds and answers.
             let Some(turn) = turn::stop(scene.state.path(), &scene.id)? else { return Ok(0) };

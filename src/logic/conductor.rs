@@ -2,15 +2,20 @@
 //! call meets, and cpw's own sentences with bounded, neutralised fields. The texts state facts; they never instruct.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::span::human;
 use crate::base::text;
-use crate::logic::signals::{self, Now, Occasion};
+use crate::logic::leases::{self, InTheWay};
+use crate::logic::signals::{self, Call, Now, Occasion};
 use crate::logic::view::{Brief, CANNOT_MERGE, Happened, LOST_BEFORE, MergeState, NEED_FAILED, News, Phase, View};
+use crate::model::event::Holder;
 use crate::model::glob::{self, Glob};
+use crate::model::matcher::Matcher;
 use crate::model::plan::{Plan, WorkerText};
+use crate::model::resource::{self, Resource};
 
 /// The longest context that announces a run, in characters.
 pub const START_CHARS: usize = 600;
@@ -542,6 +547,81 @@ pub fn may_refuse(view: &View, key: &str) -> bool {
 pub fn patience(view: &View, key: &str, prompt: &str, wait: Duration) -> Duration {
     let held = view.waits.get(key).filter(|(same, _)| same == prompt).map_or(0, |(_, ms)| *ms);
     wait.saturating_mul(MAX_WAITS).saturating_sub(Duration::from_millis(held)).min(wait)
+}
+
+/// What a call uses of the resources that the run's plan names: names, and files by themselves.
+pub fn used_by(view: &View, call: Call<'_>) -> Vec<Resource> {
+    let project = Path::new(call.project);
+    let is_meant = |written: &String| {
+        Matcher::parse(written).is_ok_and(|m| m.matches(call.tool, call.target, call.paths, call.project))
+    };
+    // Of several names of one file the last is the one with its links resolved.
+    let files = || call.files.iter().filter_map(|forms| Resource::file(Path::new(forms.last()?), project).ok());
+    let mut used = Vec::new();
+    for guarded in &view.resources {
+        if guarded.tools.iter().any(is_meant) {
+            used.push(guarded.resource.clone());
+        }
+        if guarded.resource.path().is_some() {
+            used.extend(files().filter(|file| file.overlaps(&guarded.resource)));
+        }
+    }
+    resource::together(used)
+}
+
+/// Who holds a lease, for the model.
+fn holder_name(holder: &Holder, view: &View) -> String {
+    if let Some(task) = &holder.task {
+        let worker = holder.worker.map_or_else(String::new, |w| format!(" ({w})"));
+        let run = holder.run.as_ref().filter(|run| **run != view.run);
+        let run = run.map_or_else(String::new, |run| format!(" of run {run}"));
+        return format!("task {task}{worker}{run}");
+    }
+    match (&holder.session, &holder.label) {
+        (Some(_), _) => "a call of another session".into(),
+        (None, Some(label)) => {
+            let label = text::quoted_for_model(&text::one_line(label, 80));
+            format!("the command {label} (process {})", holder.process.pid)
+        }
+        (None, None) => format!("process {}", holder.process.pid),
+    }
+}
+
+/// Who holds, or waits for, what a call uses: who, since when, and for how long at most.
+fn in_its_way(in_the_way: &InTheWay<'_>, view: &View, now_ms: u64) -> String {
+    let ms = |ms: u64| human(Duration::from_millis(ms));
+    let held = in_the_way.leases.iter().map(|lease| {
+        let since = ms(now_ms.saturating_sub(lease.since_ms));
+        let end = lease.expires.map(|at| format!(", for at most {} more", ms(at.saturating_sub(now_ms))));
+        let end = end.unwrap_or_else(|| ", until that ends".into());
+        format!("{} is held by {}, for {since}{end}", leases::list(&lease.resources), holder_name(&lease.holder, view))
+    });
+    let wanted = in_the_way.requests.iter().map(|request| {
+        let (names, who) = (leases::list(&request.resources), holder_name(&request.holder, view));
+        format!("{names} is waited for by {who}, which was first")
+    });
+    let all: Vec<String> = held.chain(wanted).collect();
+    let more = all.len().saturating_sub(3);
+    let mut out = all[..all.len() - more].join("; ");
+    if more > 0 {
+        let _ = write!(out, "; and {more} more");
+    }
+    if out.is_empty() { "what this call uses was not to be had".into() } else { out.replace(['<', '>'], " ") }
+}
+
+/// Why a call that uses a resource is refused: who holds it.
+pub fn lease_refusal(in_the_way: &InTheWay<'_>, view: &View, now_ms: u64) -> String {
+    format!("{}. This call uses it, and can be made when it is free.", in_its_way(in_the_way, view, now_ms))
+}
+
+/// Why a call that uses a resource is refused that it would wait for for ever.
+pub fn lease_circle(why: &str) -> String {
+    format!("This call uses a resource that it {}.", text::one_line(&why.replace(['<', '>'], " "), 400))
+}
+
+/// What accompanies a call that uses a resource which somebody else holds, when it goes through all the same.
+pub fn lease_passed(in_the_way: &InTheWay<'_>, view: &View, now_ms: u64) -> String {
+    format!("{}. This call goes through all the same.", in_its_way(in_the_way, view, now_ms))
 }
 
 /// Why a call that meets a merge is refused while its needs are open.

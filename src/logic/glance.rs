@@ -2,6 +2,7 @@
 //! from a few hundred bytes reads no more. It never says no where the whole view would say yes.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,7 @@ use crate::logic::conductor;
 use crate::logic::view::View;
 use crate::model::event::Head;
 use crate::model::plan::OnClaimed;
+use crate::model::resource::{self, Resource};
 use crate::model::signal::Addressee;
 
 /// What a call has to meet.
@@ -26,6 +28,12 @@ pub struct Glance<'v> {
     /// Calls that somebody waits for.
     #[serde(borrow, default)]
     awaited: Vec<Text<'v>>,
+    /// Calls that use a resource.
+    #[serde(borrow, default)]
+    used: Vec<Text<'v>>,
+    /// Files that are resources, in their normal form.
+    #[serde(borrow, default)]
+    kept: Vec<Text<'v>>,
     /// Whether a call was rewritten and what ran was not compared yet.
     rewrites: bool,
 }
@@ -48,6 +56,8 @@ impl<'v> Glance<'v> {
             claims: claimants.flat_map(|b| b.claims.iter().map(text)).collect(),
             signals: signals(view).map(|m| Text(Cow::Borrowed(m))).collect(),
             awaited: view.awaiting.iter().map(|a| text(&a.matcher)).collect(),
+            used: view.resources.iter().flat_map(|g| g.tools.iter().map(text)).collect(),
+            kept: view.resources.iter().filter_map(|g| g.resource.path()).map(|p| Text(Cow::Borrowed(p))).collect(),
             rewrites: !view.rewrites.is_empty(),
         }
     }
@@ -60,6 +70,14 @@ impl<'v> Glance<'v> {
     /// Whether somebody may wait for a call of `tool`. What else it is about is for the whole view to say.
     pub fn may_be_awaited(&self, tool: &str) -> bool {
         self.awaited.iter().any(|m| is_of_tool(&m.0, tool))
+    }
+
+    /// Whether a call of `tool` on one of `files` may use a resource. The files are asked for only if that depends on them.
+    pub fn may_use<'p>(&self, project: &str, tool: &str, files: impl FnOnce() -> &'p [Vec<String>]) -> bool {
+        let of_file = |form: &String| Resource::file(Path::new(form), Path::new(project)).ok();
+        let is_kept = |r: &Resource| self.kept.iter().any(|k| r.path().is_some_and(|path| resource::meet(path, &k.0)));
+        self.used.iter().any(|m| is_of_tool(&m.0, tool))
+            || !self.kept.is_empty() && files().iter().flatten().filter_map(of_file).any(|r| is_kept(&r))
     }
 
     /// Whether a call of `tool` may meet a merge.

@@ -11,6 +11,7 @@ use crate::base::text;
 use crate::logic::signals::{Now, Signal};
 use crate::model::event::{Answer, Awaited, Body, Checkpoint, Ended, Event, Head, Process, Started, Told, Verdict};
 use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
+use crate::model::resource::Resource;
 use crate::model::signal::{Addressee, Right};
 
 /// Where a task stands.
@@ -228,6 +229,26 @@ const MAX_REACHED: usize = 32;
 /// The longest text of what a checkpoint hands over that is kept for the session, in characters.
 const MAX_HANDED: usize = 300;
 
+/// A resource that calls of the session use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guarded {
+    /// Which.
+    pub resource: Resource,
+    /// The calls, as `model::matcher` reads them; those on a file are meant by themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+}
+
+/// What of a plan's resources calls of the session may use: what it names calls of, and the files that its tasks hold.
+fn guarded(plan: &Plan) -> Vec<Guarded> {
+    let named = plan.resources.iter().map(|(name, used)| (name, used.tools.clone()));
+    let files = plan.tasks.iter().flat_map(|t| &t.resources).filter(|r| !plan.resources.contains_key(*r));
+    let files: BTreeSet<&String> = files.collect();
+    let all = named.chain(files.into_iter().map(|file| (file, Vec::new())));
+    let all = all.map(|(name, tools)| Guarded { resource: Resource::of_normal(name), tools });
+    all.filter(|g| !g.tools.is_empty() || g.resource.path().is_some()).collect()
+}
+
 /// The most that wait at once.
 pub const MAX_AWAITING: usize = 64;
 
@@ -317,6 +338,9 @@ pub struct View {
     /// The plan's merges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub merges: Vec<MergeState>,
+    /// Resources that calls of the session use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<Guarded>,
     /// Rewrites not compared yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rewrites: Vec<Rewrite>,
@@ -409,6 +433,7 @@ impl View {
             rights: plan.tasks.iter().filter_map(|t| Some((t.id.clone(), t.signals.clone()?))).collect(),
             told_chars: 0,
             merges,
+            resources: guarded(plan),
             rewrites: Vec::new(),
             awaiting: Vec::new(),
             refusals: BTreeMap::new(),
@@ -773,7 +798,11 @@ impl View {
         if p.hook.starts_with("PostTool") {
             return self.compared(p);
         }
-        let Some(key) = event.task.as_ref().map(claim_key).or_else(|| p.merge.map(merge_key)) else { return };
+        let of_resource = || p.resource.as_deref().map(lease_key);
+        let Some(key) = event.task.as_ref().map(claim_key).or_else(|| p.merge.map(merge_key)).or_else(of_resource)
+        else {
+            return;
+        };
         if self.answer_to(p.tool_use_id.as_deref(), &key).is_some() {
             return;
         }
@@ -873,6 +902,11 @@ pub fn claim_key(task: &TaskId) -> String {
 /// Under which key refusals on behalf of a signal are counted.
 pub fn signal_key(id: u64) -> String {
     format!("signal {id}")
+}
+
+/// Under which key refusals on behalf of resources are counted, by their names.
+pub fn lease_key(names: &str) -> String {
+    format!("lease {names}")
 }
 
 /// Under which key refusals on behalf of a merge are counted.

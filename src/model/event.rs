@@ -502,6 +502,9 @@ pub struct Decision {
     /// Which signal it was answered by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<u64>,
+    /// The resources on behalf of which it was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
     /// The prompt during whose turn it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_id: Option<String>,

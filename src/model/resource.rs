@@ -122,6 +122,11 @@ impl Resource {
         Ok(Resource(normal.into()))
     }
 
+    /// One that was brought into its normal form before, as a settled plan has it.
+    pub fn of_normal(normal: &str) -> Resource {
+        Resource(normal.into())
+    }
+
     /// The normal form.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -136,10 +141,15 @@ impl Resource {
     /// is in.
     pub fn overlaps(&self, other: &Resource) -> bool {
         match (self.path(), other.path()) {
-            (Some(a), Some(b)) => covers(a, b) || covers(b, a),
+            (Some(a), Some(b)) => meet(a, b),
             _ => self == other,
         }
     }
+}
+
+/// Whether of two files, by the paths of their normal forms, one is the other or is in it.
+pub fn meet(a: &str, b: &str) -> bool {
+    covers(a, b) || covers(b, a)
 }
 
 /// Whether the folder or file `a` is `b` or has `b` in it, by whole components.
