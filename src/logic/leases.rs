@@ -756,7 +756,7 @@ mod tests {
         assert_eq!(sim.take(&mut want(9999, "db", &[])), Taken::Full);
         let said = sim.leases.in_the_way(&want(9999, "db", &[])).describe(9000);
         assert!(
-            said.starts_with("db is held by process 1, token 2, for 8.0 s; db is waited for by process 2 "),
+            said.starts_with("db is held by process 1, token 2, for 8.0 s; db is waited for by process 2, for 8.0 s; "),
             "{said}"
         );
         assert!(said.ends_with("; and 1022 more"), "{said}");
