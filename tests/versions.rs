@@ -80,15 +80,50 @@ mod tests {
         shown
     }
 
-    #[test]
-    fn the_log_of_schema_1_has_every_kind_of_event() {
-        let log = checked_in("v1/events.jsonl");
-        let kinds: BTreeSet<String> = log
-            .lines()
+    /// The kinds of the project's log of leases. All others are a run's.
+    const PROJECT: [&str; 6] = ["opened", "queued", "acquire", "renew", "release", "expired"];
+
+    fn kinds(log: &str) -> BTreeSet<String> {
+        log.lines()
             .map(|l| serde_json::from_str::<Value>(l).expect("JSON")["t"].as_str().expect("a kind").to_owned())
-            .collect();
-        let known: BTreeSet<String> = Body::NAMES.iter().map(|n| (*n).to_owned()).collect();
-        assert_eq!(kinds, known, "a new kind of schema 1 belongs into tests/logs/v1, at the place where it is legal");
+            .collect()
+    }
+
+    fn run_kinds() -> impl Iterator<Item = &'static str> {
+        Body::NAMES.iter().copied().filter(|n| !PROJECT.contains(n))
+    }
+
+    #[test]
+    fn the_logs_of_schema_1_have_every_kind_of_event() {
+        let known: BTreeSet<String> = run_kinds().map(str::to_owned).collect();
+        let missing = "a new kind of schema 1 belongs into tests/logs/v1, at the place where it is legal";
+        assert_eq!(kinds(&checked_in("v1/events.jsonl")), known, "{missing}");
+        assert_eq!(kinds(&checked_in("v1/project.jsonl")), PROJECT.map(str::to_owned).into(), "{missing}");
+    }
+
+    #[test]
+    fn leases_of_schema_1_are_read_for_ever() {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("the boot's id");
+        let world = World::new();
+        let folder = world.project().join(".claude/runs/project");
+        fs::create_dir_all(folder.join("bells")).expect("a folder");
+        private(&folder, 0o700);
+        // The process that holds, and waits, is this one.
+        let stat = fs::read_to_string("/proc/self/stat").expect("what the kernel says");
+        let start = stat.rsplit_once(')').expect("a name").1.split_ascii_whitespace().nth(19).expect("a start time");
+        let own = format!("{{\"pid\":{},\"start_time\":{start},\"boot_id\":\"{}\"", std::process::id(), boot.trim());
+        let log = checked_in("v1/project.jsonl");
+        let dead = "{\"pid\":4200,\"start_time\":42000,\"boot_id\":\"5b1e5f0c-7a34-4d2a-9a53-2f6d1c8b9e10\"";
+        fs::write(folder.join("events.jsonl"), log.replace(dead, &own)).expect("the log");
+        private(&folder.join("events.jsonl"), 0o600);
+        let listed: Value = serde_json::from_slice(&cpw(&world, &["lease", "--json"]).stdout).expect("JSON");
+        let (held, waiting) = (&listed["held"], &listed["waiting"]);
+        assert_eq!((&held[0]["token"], &held[0]["resources"]), (&json!(6), &json!(["db", "file:src/app"])), "{listed}");
+        assert_eq!((&held[0]["holder"]["task"], &waiting[0]["request"]), (&json!("deploy"), &json!(9)), "{listed}");
+        assert_eq!((held.as_array().map(Vec::len), waiting.as_array().map(Vec::len)), (Some(1), Some(1)), "{listed}");
+        // The next one has the next number.
+        let out = cpw(&world, &["lease", "other", "--", "sh", "-c", "echo $CPW_LEASE_TOKEN"]);
+        assert_eq!(text(&out), "11\n");
     }
 
     #[test]
@@ -103,7 +138,7 @@ mod tests {
         let out = cpw(&world, &["events", "--json"]);
         assert_eq!(text(&out), checked_in("v1/events.jsonl"));
         let events = text(&cpw(&world, &["events"]));
-        for kind in Body::NAMES {
+        for kind in run_kinds() {
             assert!(events.contains(kind), "{kind}: {events}");
         }
         let id = run.file_name().and_then(|n| n.to_str()).expect("a name");
