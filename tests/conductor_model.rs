@@ -589,6 +589,7 @@ fn plan() -> Plan {
         tasks: TASKS.map(task).to_vec(),
         merge: Vec::new(),
         resources: BTreeMap::new(),
+        votes: Vec::new(),
     }
 }
 

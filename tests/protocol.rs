@@ -685,6 +685,7 @@ fn plan(max_workers: u32, tasks: Vec<Task>) -> Plan {
         tasks,
         merge: Vec::new(),
         resources: BTreeMap::new(),
+        votes: Vec::new(),
     }
 }
 

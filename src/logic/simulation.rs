@@ -61,6 +61,7 @@ pub(crate) fn plan(tasks: Vec<Task>) -> Plan {
         tasks,
         merge: Vec::new(),
         resources: BTreeMap::new(),
+        votes: Vec::new(),
     }
 }
 

@@ -5,21 +5,22 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::base::ids::{CheckpointName, RunId, TaskId};
+use crate::base::ids::{CheckpointName, RunId, TaskId, Topic};
 use crate::model::config::{CONDUCTOR_KEYS, Settings, default_claude, default_workers, header, settings};
-use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft};
+use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft, VoteDraft};
 use crate::model::glob::{self, Glob};
 use crate::model::json::{self, MAX_BYTES, Node, Problem, Report, excerpt, path_of};
 use crate::model::plan::{self, Action, MAX_TASKS, Merge, Plan, Task, VERSION};
 use crate::model::template;
+use crate::model::vote::{Choice, MAX_VOTERS, MAX_VOTES, Vote};
 
 /// Keys of a plan.
 pub const PLAN_KEYS: &[&str] =
-    &["$schema", "version", "limits", "conductor", "durability", "resources", "tasks", "merge"];
+    &["$schema", "version", "limits", "conductor", "durability", "resources", "tasks", "merge", "votes"];
 /// Keys that stand only in plans that cpw wrote; accepted so that the plan of an old run can be run again, and given anew.
 pub const PLAN_OWN: &[&str] = &["run", "session", "rule", "from", "orphan_grace"];
 /// Keys of a plan that belong to the format, but not to this version.
-pub const PLAN_LATER: &[&str] = &["signals", "votes"];
+pub const PLAN_LATER: &[&str] = &["signals"];
 /// Keys of a plan's `limits`.
 pub const PLAN_LIMIT_KEYS: &[&str] =
     &["max_workers", "max_claude", "task_timeout", "run_timeout", "retries", "max_budget_usd"];
@@ -50,7 +51,8 @@ pub struct Defaults<'a> {
 pub(super) enum Need {
     /// The task at this place, or a checkpoint of it.
     Made(usize, Option<CheckpointName>),
-    /// An id or a glob over ids, maybe with a checkpoint behind an `@`. Empty where a mistake was reported already.
+    /// An id or a glob over ids, maybe with a checkpoint behind an `@`, or a topic with what a vote about it is to say
+    /// behind a `?`. Empty where a mistake was reported already.
     Text {
         /// As it is looked up.
         id: String,
@@ -78,6 +80,46 @@ pub(super) struct MadeMerge {
     pub(super) from: usize,
     pub(super) merge: Merge,
     pub(super) needs: Vec<(usize, Need)>,
+}
+
+/// A vote whose voters are to be resolved.
+#[derive(Debug)]
+pub(super) struct MadeVote<'a> {
+    pub(super) from: usize,
+    /// The topic as the file has it, for messages.
+    pub(super) written: &'a str,
+    /// The topic; empty where a mistake was reported already.
+    pub(super) topic: String,
+    pub(super) draft: &'a VoteDraft,
+    pub(super) voters: Vec<(usize, Need)>,
+    /// Whether the tasks stand for others, of which there may be more or fewer.
+    pub(super) is_sample: bool,
+}
+
+/// What a plan's parts become once all names are resolved.
+#[derive(Debug, Default)]
+pub(super) struct Linked {
+    pub(super) tasks: Vec<Task>,
+    pub(super) merge: Vec<Merge>,
+    pub(super) votes: Vec<Vote>,
+}
+
+/// What a need leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Edge {
+    /// The task at this place, or a checkpoint of it.
+    Task(usize, Option<CheckpointName>),
+    /// The vote at this place.
+    Vote(usize, Choice),
+}
+
+impl Edge {
+    fn task(&self) -> Option<usize> {
+        match self {
+            Edge::Task(i, _) => Some(*i),
+            Edge::Vote(..) => None,
+        }
+    }
 }
 
 /// Gives a draft its final form. `id` is valid and unique; needs are left out.
@@ -133,6 +175,7 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         Vec::new()
     };
     let merges = n.field("merge", &mut r, |n, r| Some(draft::merges(n, r, Scope::Plan))).unwrap_or_default();
+    let votes = n.field("votes", &mut r, |n, r| Some(draft::votes(n, r, Scope::Plan))).unwrap_or_default();
 
     let mut made = Vec::with_capacity(drafts.len());
     let mut taken: HashMap<String, usize> = HashMap::with_capacity(drafts.len());
@@ -155,7 +198,11 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         let needs = texts(&m.needs);
         MadeMerge { from, merge: merge_of(m), needs }
     });
-    let (tasks, merge) = link("$", made, merges.collect(), &mut r);
+    let votes = votes.iter().enumerate().map(|(from, draft)| {
+        let (written, topic) = (draft.topic.as_str(), draft.topic.clone());
+        MadeVote { from, written, topic, draft, voters: texts(&draft.voters), is_sample: false }
+    });
+    let Linked { tasks, merge, votes } = link("$", made, merges.collect(), votes.collect(), &mut r);
     let claude = tasks.iter().any(|t| t.claude().is_some());
     let workers = default_workers(defaults.machine.cores, defaults.machine.mem_mib, claude);
     let at_once = claude.then(|| default_claude(defaults.machine.mem_mib));
@@ -172,6 +219,7 @@ pub fn plan_from_person(bytes: &[u8], run: RunId, defaults: &Defaults<'_>) -> Re
         tasks,
         merge,
         resources,
+        votes,
     })
 }
 
@@ -183,21 +231,38 @@ pub(super) fn merge_of(m: MergeDraft) -> Merge {
     Merge { tool: m.tool, matches: m.matches, needs: Vec::new(), set: m.set }
 }
 
-/// Resolves all needs and checks that they can be met. `base` is the JSON path of what holds `tasks` and `merge`.
-pub(super) fn link(base: &str, made: Vec<Made<'_>>, merges: Vec<MadeMerge>, r: &mut Report) -> (Vec<Task>, Vec<Merge>) {
+/// Resolves all needs and checks that they can be met. `base` is the JSON path of what holds `tasks`, `merge` and `votes`.
+pub(super) fn link(
+    base: &str,
+    made: Vec<Made<'_>>,
+    merges: Vec<MadeMerge>,
+    votes: Vec<MadeVote<'_>>,
+    r: &mut Report,
+) -> Linked {
     let ids: Vec<TaskId> = made.iter().map(|m| m.task.id.clone()).collect();
     let written: Vec<&str> = made.iter().map(|m| m.written).collect();
     let mut resolver = Resolver::new(&ids, &written);
-    let mut edges: Vec<Vec<(usize, Option<CheckpointName>)>> = Vec::with_capacity(made.len());
+    let polls = link_votes(base, votes, &mut resolver, r);
+    resolver.topics = polls.iter().map(|(vote, _)| vote.topic.clone()).collect();
+    let mut edges: Vec<Vec<Edge>> = Vec::with_capacity(made.len());
     for (own, m) in made.iter().enumerate() {
         let path = |need| path_of(base, &[("tasks", Some(m.from)), ("needs", Some(need))]);
-        edges.push(resolver.resolve(&m.needs, Some(own), path, r));
+        let needs = resolver.resolve(&m.needs, Some(own), path, r);
+        let opposed =
+            |e: &&Edge| matches!(e, Edge::Vote(v, Choice::Proceed) if needs.contains(&Edge::Vote(*v, Choice::Abort)));
+        if let Some(Edge::Vote(vote, _)) = needs.iter().find(opposed) {
+            let what = format!("needs both outcomes of the vote \"{}\", which has one", polls[*vote].0.topic);
+            r.add(path_of(base, &[("tasks", Some(m.from)), ("needs", None)]), what, None);
+        }
+        edges.push(needs);
     }
-    cycles(base, &made, &edges, r);
+    let voters: Vec<&[usize]> = polls.iter().map(|(_, voters)| voters.as_slice()).collect();
+    let topics: Vec<String> = polls.iter().map(|(vote, _)| format!("{}?", vote.topic)).collect();
+    cycles(base, &made, &edges, (&topics, &voters), r);
     let mut out_merges = Vec::with_capacity(merges.len());
     for m in merges {
         let path = |need| path_of(base, &[("merge", Some(m.from)), ("needs", Some(need))]);
-        let needs = resolver.resolve(&m.needs, None, path, r);
+        let needs: Vec<usize> = resolver.resolve(&m.needs, None, path, r).iter().filter_map(Edge::task).collect();
         let mut merge = m.merge;
         for (field, text) in &merge.set {
             let asked = template::names(text).filter_map(|n| n.strip_prefix("result.").or(n.strip_prefix("path.")));
@@ -208,7 +273,7 @@ pub(super) fn link(base: &str, made: Vec<Made<'_>>, merges: Vec<MadeMerge>, r: &
                         let hint = r.did_you_mean(id, written.iter().copied());
                         r.add(path(), format!("names the task \"{}\", which does not exist", excerpt(id)), hint);
                     }
-                    Some(at) if !needs.iter().any(|(i, _)| i == at) => {
+                    Some(at) if !needs.contains(at) => {
                         let hint = Some("add it to this merge's needs".to_owned());
                         r.add(path(), format!("uses the result of \"{id}\" without waiting for it"), hint);
                     }
@@ -216,16 +281,63 @@ pub(super) fn link(base: &str, made: Vec<Made<'_>>, merges: Vec<MadeMerge>, r: &
                 }
             }
         }
-        merge.needs = needs.iter().map(|(i, _)| ids[*i].clone()).collect();
+        merge.needs = needs.iter().map(|i| ids[*i].clone()).collect();
         out_merges.push(merge);
     }
-    let need = |(i, checkpoint): (usize, Option<CheckpointName>)| match checkpoint {
-        None => plan::Need::End(ids[i].clone()),
-        Some(name) => plan::Need::Checkpoint(ids[i].clone(), name),
+    let need = |edge: Edge| match edge {
+        Edge::Task(i, None) => plan::Need::End(ids[i].clone()),
+        Edge::Task(i, Some(name)) => plan::Need::Checkpoint(ids[i].clone(), name),
+        Edge::Vote(vote, choice) => plan::Need::Verdict(polls[vote].0.topic.clone(), choice),
     };
     let named = edges.into_iter().map(|needs| needs.into_iter().map(need).collect());
     let tasks = made.into_iter().zip(named).map(|(m, needs)| Task { needs, ..m.task }).collect();
-    (tasks, out_merges)
+    Linked { tasks, merge: out_merges, votes: polls.into_iter().map(|(vote, _)| vote).collect() }
+}
+
+/// The votes, each with its voters' places.
+fn link_votes(
+    base: &str,
+    votes: Vec<MadeVote<'_>>,
+    resolver: &mut Resolver<'_>,
+    r: &mut Report,
+) -> Vec<(Vote, Vec<usize>)> {
+    if votes.len() > MAX_VOTES {
+        r.add(path_of(base, &[("votes", None)]), format!("would make more than {MAX_VOTES} votes"), None);
+        return Vec::new();
+    }
+    let mut out: Vec<(Vote, Vec<usize>)> = Vec::with_capacity(votes.len());
+    for MadeVote { from, written, topic, draft, voters, is_sample } in votes {
+        let path = |key| path_of(base, &[("votes", Some(from)), (key, None)]);
+        let at = |voter| path_of(base, &[("votes", Some(from)), ("voters", Some(voter))]);
+        let places: Vec<usize> = resolver.resolve(&voters, None, at, r).iter().filter_map(Edge::task).collect();
+        let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        if places.len() > MAX_VOTERS {
+            r.add(path("voters"), format!("are {count} tasks, more than {MAX_VOTERS}"), None);
+        }
+        // Where no voter was found, that was said.
+        if let Some(quorum) = draft.quorum.filter(|quorum| *quorum > count && count > 0 && !is_sample) {
+            let what = format!("is {quorum}, but there are only {count} voters");
+            r.add(path("quorum"), what, Some("leave it out for more than half of them".into()));
+        }
+        // A topic that is missing or bad was reported where it was read.
+        let Ok(topic) = Topic::new(&topic) else { continue };
+        if out.iter().any(|(vote, _)| vote.topic.as_str().eq_ignore_ascii_case(topic.as_str())) {
+            let what = format!("\"{}\" is voted about twice", excerpt(written));
+            r.add(path("topic"), what, Some("topics are unique, upper and lower case being equal".into()));
+            continue;
+        }
+        let vote = Vote {
+            topic,
+            voters: places.iter().map(|i| resolver.ids[*i].clone()).collect(),
+            quorum: draft.quorum.unwrap_or_else(|| draft.rule.quorum(count)),
+            rule: draft.rule,
+            deadline: draft.deadline,
+            default: draft.default,
+            on_abort: draft.on_abort,
+        };
+        out.push((vote, places));
+    }
+    out
 }
 
 /// Finds the tasks that needs name.
@@ -240,6 +352,8 @@ struct Resolver<'a> {
     stamps: Vec<usize>,
     stamp: usize,
     total: usize,
+    /// What is voted about.
+    topics: Vec<Topic>,
 }
 
 impl<'a> Resolver<'a> {
@@ -248,20 +362,35 @@ impl<'a> Resolver<'a> {
         for (i, id) in ids.iter().enumerate() {
             by_id.entry(id.as_str()).or_insert(i);
         }
-        Resolver { ids, written, by_id, globs: HashMap::new(), stamps: vec![0; ids.len()], stamp: 0, total: 0 }
+        let stamps = vec![0; ids.len()];
+        Resolver { ids, written, by_id, globs: HashMap::new(), stamps, stamp: 0, total: 0, topics: Vec::new() }
     }
 
-    /// The places of the needed tasks, each once (and once for each checkpoint), in the order in which they were written.
+    /// What is needed, each task once (and once for each checkpoint), in the order in which it was written.
     fn resolve(
         &mut self,
         needs: &[(usize, Need)],
         own: Option<usize>,
         path: impl Fn(usize) -> String,
         r: &mut Report,
-    ) -> Vec<(usize, Option<CheckpointName>)> {
+    ) -> Vec<Edge> {
         self.stamp += 1;
-        let mut out: Vec<(usize, Option<CheckpointName>)> = Vec::new();
+        let mut out: Vec<Edge> = Vec::new();
         for (at, need) in needs {
+            if let Need::Text { id, .. } = need
+                && let Some((topic, choice)) = split_verdict(id)
+            {
+                match self.topics.iter().position(|t| t.as_str() == topic) {
+                    Some(vote) if out.contains(&Edge::Vote(vote, choice)) => {}
+                    Some(vote) => out.push(Edge::Vote(vote, choice)),
+                    None => {
+                        let what = format!("names the vote \"{}\", which does not exist", excerpt(topic));
+                        let hint = r.did_you_mean(topic, self.topics.iter().map(Topic::as_str));
+                        r.add(path(*at), what, hint);
+                    }
+                }
+                continue;
+            }
             let mut checkpoint = None;
             let found: Rc<[usize]> = match need {
                 Need::Made(i, name) => {
@@ -298,7 +427,7 @@ impl<'a> Resolver<'a> {
                 }
                 let new = match &checkpoint {
                     None => std::mem::replace(&mut self.stamps[i], self.stamp) != self.stamp,
-                    Some(_) => !out.contains(&(i, checkpoint.clone())),
+                    Some(_) => !out.contains(&Edge::Task(i, checkpoint.clone())),
                 };
                 if new {
                     self.total += 1;
@@ -307,7 +436,7 @@ impl<'a> Resolver<'a> {
                         r.add("$", format!("the tasks have more than {MAX_NEEDS} needs in all"), Some(hint));
                         return out;
                     }
-                    out.push((i, checkpoint.clone()));
+                    out.push(Edge::Task(i, checkpoint.clone()));
                 }
             }
         }
@@ -338,8 +467,15 @@ pub(super) fn split_need(text: &str) -> (&str, Option<&str>) {
     text.split_once('@').map_or((text, None), |(task, name)| (task, Some(name)))
 }
 
-/// Reports circles of needs, each with the names along it. Walks with its own stack: a chain may be as long as a plan.
-fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<(usize, Option<CheckpointName>)>], r: &mut Report) {
+/// A need of a verdict as it is written: the topic, and what is to come out.
+pub(super) fn split_verdict(text: &str) -> Option<(&str, Choice)> {
+    let (topic, choice) = text.rsplit_once('?')?;
+    Some((topic, Choice::by_name(choice)?))
+}
+
+/// Reports circles of needs, each with the names along it. Walks with its own stack: a chain may be as long as a plan. A
+/// verdict needs all its voters: they are the last of the nodes, by their names, with those who vote.
+fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<Edge>], votes: (&[String], &[&[usize]]), r: &mut Report) {
     /// One circle often shows itself in several ways; more than these help nobody.
     const REPORTED: usize = 5;
     #[derive(Clone, Copy, PartialEq)]
@@ -348,8 +484,16 @@ fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<(usize, Option<CheckpointN
         Open,
         Closed,
     }
-    let mut color = vec![Color::New; made.len()];
+    let (topics, voters) = votes;
+    let mut color = vec![Color::New; made.len() + voters.len()];
     let mut found = 0;
+    let next_of = |node: usize, next: usize| match edges.get(node) {
+        Some(needs) => needs.get(next).map(|edge| match edge {
+            Edge::Task(i, _) => *i,
+            Edge::Vote(vote, _) => made.len() + vote,
+        }),
+        None => voters[node - made.len()].get(next).copied(),
+    };
     for start in 0..made.len() {
         if color[start] != Color::New {
             continue;
@@ -358,7 +502,7 @@ fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<(usize, Option<CheckpointN
         let mut stack = vec![(start, 0)];
         while let Some((node, next)) = stack.last_mut() {
             let node = *node;
-            let Some(&(to, _)) = edges[node].get(*next) else {
+            let Some(to) = next_of(node, *next) else {
                 color[node] = Color::Closed;
                 stack.pop();
                 continue;
@@ -378,17 +522,18 @@ fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<(usize, Option<CheckpointN
                     let first = stack.iter().position(|(n, _)| *n == to).unwrap_or(0);
                     let mut circle: Vec<usize> = stack[first..].iter().map(|(n, _)| *n).collect();
                     // Told from the task that stands first in the file, so that one circle is told once.
-                    let lowest = (0..circle.len()).min_by_key(|i| made[circle[*i]].from).unwrap_or(0);
+                    let place = |i: &usize| made.get(circle[*i]).map_or(usize::MAX, |m| m.from);
+                    let lowest = (0..circle.len()).min_by_key(place).unwrap_or(0);
                     circle.rotate_left(lowest);
-                    report_cycle(base, made, &circle, r);
+                    report_cycle(base, made, topics, &circle, r);
                 }
             }
         }
     }
 }
 
-fn report_cycle(base: &str, made: &[Made<'_>], circle: &[usize], r: &mut Report) {
-    let name = |i: &usize| made[*i].written;
+fn report_cycle(base: &str, made: &[Made<'_>], topics: &[String], circle: &[usize], r: &mut Report) {
+    let name = |i: &usize| made.get(*i).map_or_else(|| topics[*i - made.len()].as_str(), |m| m.written);
     let mut names: Vec<&str> = circle.iter().take(8).map(name).collect();
     if circle.len() > 10 {
         names.push("…");
@@ -444,7 +589,7 @@ mod tests {
         let table: Vec<(Value, &[&str])> = vec![
             (json!({"version": 1}), &["$"]),
             (json!({"tasks": []}), &["$", "$.tasks"]),
-            (json!({"version": 1, "tasks": [], "votes": [], "signals": []}), &["$.votes", "$.signals", "$.tasks"]),
+            (json!({"version": 1, "tasks": [], "votes": [], "signals": []}), &["$.signals", "$.tasks"]),
             (json!({"version": 1, "task": [], "tasks": [{"id": "a", "run": ["x"]}]}), &["$.task"]),
             (tasks(&json!({})), &["$.tasks"]),
             (tasks(&json!([7])), &["$.tasks[0]"]),
@@ -531,14 +676,96 @@ mod tests {
         let text = json!({"version": 1, "tasks": [
             {"id": "a", "run": ["x", "{{item}}"], "env": {"K": "v"}, "cwd": "src", "priority": 2, "allow_failure": true,
                 "claims": ["a/**"], "summary": "(x)", "title": "t", "item": "i", "isolate": "worktree"},
+            {"id": "c", "run": ["x"], "needs": ["ship?proceed", "a@half"]},
             {"id": "b", "claude": {"prompt": "p", "model": "m", "tools": ["Read"], "max_turns": 2, "max_budget_usd": 0.5,
                 "schema": {"type": "object"}}, "needs": ["a"]}],
-            "merge": [{"tool": "Write", "match": {"file_path": "*.md"}, "needs": ["*"], "set": {"content": "{{result.a}}"}}]});
+            "merge": [{"tool": "Write", "match": {"file_path": "*.md"}, "needs": ["*"], "set": {"content": "{{result.a}}"}}],
+            "votes": [{"topic": "ship", "voters": ["a", "b"], "rule": "unanimous", "deadline": "90s", "on_abort": "none"}]});
         let mut first = plan(&text);
         first.rule = Some("some".into());
         let again = read(&to_bytes(&first).unwrap()).unwrap_or_else(|p| panic!("{p:#?}"));
         first.rule = None;
         assert_eq!(again, first);
+    }
+
+    /// A plan of the tasks `a`, `b` and `c`, of which `c` has these needs, with these votes.
+    fn voting(needs: &Value, votes: &Value) -> Value {
+        json!({"version": 1, "votes": votes, "tasks": [{"id": "a", "run": ["x"]}, {"id": "b", "run": ["x"]},
+            {"id": "c", "run": ["x"], "needs": needs}]})
+    }
+
+    #[test]
+    fn v11_a_vote_that_cannot_be_held_is_refused_at_its_place() {
+        let of = |change: &dyn Fn(&mut Value)| {
+            let mut vote = json!({"topic": "t", "voters": ["a", "b"]});
+            change(&mut vote);
+            voting(&json!(["t?proceed"]), &json!([vote]))
+        };
+        let twice = json!([{"topic": "t", "voters": ["a"]}, {"topic": "T", "voters": ["b"]}]);
+        let many: Vec<Value> = (0..65).map(|i| json!({"topic": format!("t{i}"), "voters": ["a"]})).collect();
+        let table: Vec<(Value, &[&str])> = vec![
+            (of(&|_| ()), &[]),
+            (of(&|v| v["quorum"] = json!(2)), &[]),
+            (of(&|v| v["quorum"] = json!(3)), &["$.votes[0].quorum"]),
+            (of(&|v| v["quorum"] = json!(0)), &["$.votes[0].quorum"]),
+            (of(&|v| v["voters"] = json!([])), &["$.votes[0].voters"]),
+            (of(&|v| v["voters"] = json!(["nobody", "z*"])), &["$.votes[0].voters[0]", "$.votes[0].voters[1]"]),
+            (of(&|v| v["voters"] = json!(["a@x", "t?abort"])), &["$.votes[0].voters[0]", "$.votes[0].voters[1]"]),
+            (of(&|v| drop(v.as_object_mut().unwrap().remove("voters"))), &["$.votes[0]"]),
+            (of(&|v| drop(v.as_object_mut().unwrap().remove("topic"))), &["$.votes[0]", "$.tasks[2].needs[0]"]),
+            (of(&|v| v["topic"] = json!("../t")), &["$.votes[0].topic", "$.tasks[2].needs[0]"]),
+            (of(&|v| v["rule"] = json!("most")), &["$.votes[0].rule"]),
+            (of(&|v| v["default"] = json!("none")), &["$.votes[0].default"]),
+            (of(&|v| v["on_abort"] = json!("stop")), &["$.votes[0].on_abort"]),
+            (of(&|v| v["deadline"] = json!("0s")), &["$.votes[0].deadline"]),
+            (of(&|v| v["until"] = json!("1s")), &["$.votes[0].until"]),
+            (voting(&json!([]), &twice), &["$.votes[1].topic"]),
+            (voting(&json!([]), &json!(many)), &["$.votes"]),
+            (voting(&json!(["u?proceed"]), &json!([{"topic": "t", "voters": ["a"]}])), &["$.tasks[2].needs[0]"]),
+            (voting(&json!(["t?maybe"]), &json!([{"topic": "t", "voters": ["a"]}])), &["$.tasks[2].needs[0]"]),
+            (
+                voting(&json!(["t?proceed", "t?abort"]), &json!([{"topic": "t", "voters": ["a"]}])),
+                &["$.tasks[2].needs"],
+            ),
+        ];
+        for (value, want) in table {
+            let found = problems(&value);
+            let got: Vec<&str> = found.iter().map(|p| p.path.as_str()).collect();
+            assert_eq!(got, want, "{value:#}\n{found:#?}");
+        }
+        let merge = json!({"version": 1, "tasks": [{"id": "a", "run": ["x"]}], "votes": [{"topic": "t", "voters": ["a"]}],
+            "merge": [{"tool": "Write", "needs": ["t?proceed"]}]});
+        assert_eq!(problems(&merge)[0].path, "$.merge[0].needs[0]");
+        let many: Vec<Value> = (0..257).map(|i| json!({"id": format!("t{i}"), "run": ["x"]})).collect();
+        let all = json!({"version": 1, "tasks": many, "votes": [{"topic": "t", "voters": ["*"]}]});
+        assert_eq!(problems(&all)[0].path, "$.votes[0].voters");
+    }
+
+    #[test]
+    fn a_voter_does_not_need_the_verdict_of_its_own_vote() {
+        let circle = |needs: &Value, voters: &Value| {
+            let found = problems(&voting(needs, &json!([{"topic": "t", "voters": voters}])));
+            found.iter().map(|p| p.what.clone()).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(circle(&json!(["t?proceed"]), &json!(["a", "b"])), "");
+        assert!(circle(&json!(["t?abort"]), &json!(["*"])).ends_with("c -> t? -> c"));
+        let mut plan = voting(&json!(["t?proceed"]), &json!([{"topic": "t", "voters": ["a"]}]));
+        plan["tasks"][0]["needs"] = json!(["b"]);
+        plan["tasks"][1]["needs"] = json!(["c@half"]);
+        let found = problems(&plan);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].what.ends_with("a -> b -> c -> t? -> a"), "{}", found[0].what);
+        assert_eq!(found[0].path, "$.tasks[0].needs");
+    }
+
+    #[test]
+    fn what_a_vote_leaves_out_depends_on_its_rule() {
+        let of = |vote: Value| plan(&voting(&json!([]), &json!([vote]))).votes.remove(0);
+        let vote = of(json!({"topic": "t", "voters": ["*", "a"]}));
+        let names: Vec<&str> = vote.voters.iter().map(TaskId::as_str).collect();
+        assert_eq!((names, vote.quorum, vote.default), (vec!["a", "b", "c"], 2, Choice::Abort));
+        assert_eq!(of(json!({"topic": "t", "voters": ["a", "b"]})).quorum, 2);
+        assert_eq!(of(json!({"topic": "t", "voters": ["*"], "rule": "unanimous"})).quorum, 3);
     }
 
     /// Sixty layers of two tasks that each need both of the next: as many paths as nobody can walk, but few tasks.

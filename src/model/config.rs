@@ -2,7 +2,7 @@
 //! bytes with every mistake reported, regexes included; [`parse`] is the same without compiling regexes, for bytes that
 //! were checked when their user approved them, because a prompt must not pay for rules that it does not match.
 //!
-//! What the format has but this version does not do (`votes` …) is refused by name.
+//! What the format has but this version does not do (`signals` of a whole plan …) is refused by name.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ids::check_id;
 use crate::base::span::{Limit, Span};
-use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft};
+use crate::model::draft::{self, Depth, MergeDraft, Scope, TaskDraft, VoteDraft};
 use crate::model::expand;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Problem, Report, excerpt};
@@ -44,9 +44,9 @@ pub const USER_LIMIT_KEYS: &[&str] = &[
 pub const CONDUCTOR_KEYS: &[&str] =
     &["on_claimed", "wait", "gate", "hold", "wake", "news_chars", "news_tokens", "worker_text"];
 /// Keys of a rule.
-pub const RULE_KEYS: &[&str] = &["name", "when", "for_each", "tasks", "merge"];
+pub const RULE_KEYS: &[&str] = &["name", "when", "for_each", "tasks", "merge", "votes"];
 /// Keys of a rule that belong to the format, but not to this version.
-pub const RULE_LATER: &[&str] = &["votes", "signals", "resources"];
+pub const RULE_LATER: &[&str] = &["signals", "resources"];
 /// Keys of `when`.
 pub const WHEN_KEYS: &[&str] = &["prompt", "files", "glob", "not", "tool", "match", "debounce"];
 /// Keys of `when` that ask about a prompt, so that they say nothing about a tool call.
@@ -263,6 +263,8 @@ pub struct Rule {
     pub tasks: Vec<TaskDraft>,
     /// What goes into the session's tool calls.
     pub merge: Vec<MergeDraft>,
+    /// What its tasks vote about.
+    pub votes: Vec<VoteDraft>,
 }
 
 /// The conditions of a rule; all that are given must hold.
@@ -580,7 +582,8 @@ fn rule(n: &Node<'_>, r: &mut Report, index: usize, depth: Depth) -> Option<Rule
         Vec::new()
     };
     let merge = n.field("merge", r, |n, r| Some(draft::merges(n, r, scope))).unwrap_or_default();
-    Some(Rule { index, name, when, for_each, tasks, merge })
+    let votes = n.field("votes", r, |n, r| Some(draft::votes(n, r, scope))).unwrap_or_default();
+    Some(Rule { index, name, when, for_each, tasks, merge, votes })
 }
 
 /// Reads `when`; also how many groups its regex has, where that is known.
@@ -791,7 +794,7 @@ mod tests {
             (rule(|r| drop(r.as_object_mut().unwrap().remove("when"))), at("")),
             (rule(|r| drop(r.as_object_mut().unwrap().remove("tasks"))), vec!["$.rules[0]".into()]),
             (rule(|r| r["tasks"] = json!([])), at(".tasks")),
-            (rule(|r| r["votes"] = json!([])), at(".votes")),
+            (rule(|r| r["signals"] = json!([])), at(".signals")),
             (rule(|r| r["when"] = json!({})), at(".when")),
             (rule(|r| r["when"] = json!({"glob": "*.rs"})), at(".when")),
             (rule(|r| r["when"]["tool"] = json!("Edit")), {

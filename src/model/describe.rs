@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::span::Limit;
+use crate::base::span::{Limit, Span};
 use crate::base::text::one_line;
 use crate::model::config::{Config, ForEach, Rule};
 use crate::model::plan::{Action, Isolate, PermissionMode, Plan, Used};
 use crate::model::signal::Right;
+use crate::model::vote::{Choice, OnAbort, Rule as VoteRule};
 
 /// What would be executed, and when, is shown whole before it is approved: what is cut could be what matters.
 const ALL: usize = usize::MAX;
@@ -78,6 +79,11 @@ fn rule_text(rule: &Rule, out: &mut String) {
     for m in &rule.merge {
         merge_text(&m.tool, &m.matches, &m.set, &m.needs.join(", "), out);
     }
+    for v in &rule.votes {
+        let how =
+            How { rule: v.rule, quorum: v.quorum, deadline: v.deadline, default: v.default, on_abort: v.on_abort };
+        vote_text(&v.topic, &v.voters.join(", "), how, out);
+    }
     out.push('\n');
 }
 
@@ -113,6 +119,12 @@ pub fn plan_text(plan: &Plan) -> String {
         merge_text(&m.tool, &m.matches, &m.set, &few(&needs), &mut out);
     }
     used(&plan.resources, &mut out);
+    for v in &plan.votes {
+        let voters: Vec<&str> = v.voters.iter().map(crate::base::ids::TaskId::as_str).collect();
+        let quorum = Some(v.quorum);
+        let how = How { rule: v.rule, quorum, deadline: v.deadline, default: v.default, on_abort: v.on_abort };
+        vote_text(v.topic.as_str(), &few(&voters), how, &mut out);
+    }
     out
 }
 
@@ -245,6 +257,37 @@ fn speech(critical: bool, signals: Option<&[Right]>, out: &mut String) {
     if let Some(signals) = signals {
         let all: Vec<String> = signals.iter().map(ToString::to_string).collect();
         line(out, "  may signal", &if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }, ALL);
+    }
+}
+
+/// How a vote is held.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    rule: VoteRule,
+    quorum: Option<u32>,
+    deadline: Option<Span>,
+    default: Choice,
+    on_abort: OnAbort,
+}
+
+fn vote_text(topic: &str, voters: &str, how: How, out: &mut String) {
+    out.extend(["  vote ", &one_line(topic, SHORT), "\n"]);
+    line(out, "  by", voters, ALL);
+    let needed = match how.rule {
+        VoteRule::Majority => "it proceeds if more are for it than against it",
+        VoteRule::Unanimous => "it proceeds if all are for it",
+    };
+    let quorum = match (how.quorum, how.rule) {
+        (Some(n), _) => format!(", and at least {n} have voted"),
+        (None, VoteRule::Majority) => ", and more than half have voted".to_owned(),
+        (None, VoteRule::Unanimous) => String::new(),
+    };
+    line(out, "  rule", &format!("{needed}{quorum}"), ALL);
+    let until = how.deadline.map_or_else(String::new, |span| format!(" {span} after the first of them began, or"));
+    let until = format!("{until} when nobody can vote any more; with too few votes: {}", how.default);
+    line(out, "  closes", until.trim_start(), ALL);
+    if how.on_abort == OnAbort::Signal {
+        line(out, "  on abort", "the session does not stop before it has heard of it", ALL);
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::base::env;
 use crate::base::ids::check_id;
-use crate::base::span::Limit;
+use crate::base::span::{Limit, Span};
 use crate::model::check::split_need;
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Report, excerpt};
@@ -15,6 +15,7 @@ use crate::model::plan::{Action, Backoff, ClaudeTask, Isolate, PermissionMode, U
 use crate::model::resource::{self, MAX_TOGETHER};
 use crate::model::signal::Right;
 use crate::model::template;
+use crate::model::vote::{Choice, MAX_VOTES, OnAbort, Rule, Vote};
 
 /// Keys of a task.
 pub const TASK_KEYS: &[&str] = &[
@@ -54,6 +55,9 @@ const MAX_USED: usize = 64;
 
 /// Keys of an entry of `merge`.
 pub const MERGE_KEYS: &[&str] = &["tool", "match", "needs", "set"];
+
+/// Keys of an entry of `votes`.
+pub const VOTE_KEYS: &[&str] = &["topic", "voters", "quorum", "rule", "deadline", "default", "on_abort"];
 
 /// The values a task made from an item can use.
 pub const ITEM_NAMES: &[&str] = &["item", "item.name", "item.stem", "item.dir", "item.ext", "index"];
@@ -168,6 +172,32 @@ impl MergeDraft {
     }
 }
 
+/// A vote as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VoteDraft {
+    /// The topic or its template; empty if it is missing.
+    pub topic: String,
+    /// Ids, templates of ids, or globs over ids.
+    pub voters: Vec<String>,
+    /// How many must have voted.
+    pub quorum: Option<u32>,
+    /// How many must be for it.
+    pub rule: Rule,
+    /// When it closes at the latest.
+    pub deadline: Option<Span>,
+    /// What holds where too few have voted.
+    pub default: Choice,
+    /// What an abort means for the session.
+    pub on_abort: OnAbort,
+}
+
+impl VoteDraft {
+    /// Whether the vote is held once per item: its topic uses an item template.
+    pub fn is_per_item(&self) -> bool {
+        uses_item(&self.topic)
+    }
+}
+
 fn uses_item(s: &str) -> bool {
     template::names(s).any(|n| ITEM_NAMES.contains(&n))
 }
@@ -254,7 +284,7 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
     if let Some(action) = action(n, r, scope) {
         out.action = action;
     }
-    out.needs = n.field("needs", r, |n, r| Some(needs(n, r, scope, true))).unwrap_or_default();
+    out.needs = n.field("needs", r, |n, r| Some(needs(n, r, scope, Wanted::Anything))).unwrap_or_default();
     out.claims = n.field("claims", r, |n, r| Some(claims(n, r, scope))).unwrap_or_default();
     out.resources = n.field("resources", r, |n, r| Some(resources(n, r, scope))).unwrap_or_default();
     out.timeout = n.field("timeout", r, json::limit);
@@ -461,35 +491,59 @@ fn permission_mode(n: &Node<'_>, r: &mut Report) -> Option<PermissionMode> {
     n.choice(r, PermissionMode::NAMES)
 }
 
-/// Reads `needs`; what they name is resolved later, when all ids are known. `checkpoints`: whether one may be meant.
-fn needs(n: &Node<'_>, r: &mut Report, scope: Scope, checkpoints: bool) -> Vec<String> {
+/// What tasks are named for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Another task needs them: their end, a checkpoint, or what a vote says.
+    Anything,
+    /// A merge needs their results.
+    Merged,
+    /// They vote.
+    Votes,
+}
+
+impl Wanted {
+    /// Why `what`, which is no whole task, cannot be named here.
+    fn refuses(self, what: &str) -> Option<(String, &'static str)> {
+        match self {
+            Wanted::Anything => None,
+            Wanted::Merged => {
+                Some((format!("names {what}; a merge waits for the end of tasks"), "need the whole task"))
+            }
+            Wanted::Votes => Some((format!("names {what}; a voter is a task"), "write the id of the task")),
+        }
+    }
+}
+
+/// Reads `needs`; what they name is resolved later, when all ids are known.
+fn needs(n: &Node<'_>, r: &mut Report, scope: Scope, wanted: Wanted) -> Vec<String> {
     let mut out = Vec::new();
     for n in n.array(r) {
         // Positions stay those of the file, so that later problems name the right element.
         let s = n.text(r).unwrap_or_default();
         let (task, checkpoint) = split_need(s);
         let plain = template::fill(task, |_| Some("x".into()));
-        if s.is_empty() {
-            // Already reported.
-        } else if let Some(name) = checkpoint {
-            let wrong = if checkpoints {
-                check_id(name)
-                    .err()
-                    .map(|e| (format!("the checkpoint \"{}\" {e}", excerpt(name)), "write build@compiled"))
-            } else {
-                Some(("names a checkpoint; a merge waits for the end of tasks".to_owned(), "need the whole task"))
-            };
-            if let Some((what, hint)) = wrong {
-                n.wrong_hint(r, what, hint);
-                out.push(String::new());
-                continue;
-            }
-        } else if let Some(at) = plain.find('?').filter(|at| plain[..*at].bytes().all(is_id_byte))
+        let asked = plain
+            .find('?')
+            .filter(|at| plain[..*at].bytes().all(is_id_byte))
             // `build-?` is a glob; `deploy?proceed` is a verdict.
-            && plain[at + 1..].starts_with(|c: char| c.is_ascii_alphabetic())
-        {
-            let what = "a need of a verdict is not supported by this version of cpw";
-            n.wrong_hint(r, what, "need the whole task");
+            .filter(|at| plain[at + 1..].starts_with(|c: char| c.is_ascii_alphabetic()));
+        let wrong = if s.is_empty() {
+            // Already reported.
+            None
+        } else if let Some(name) = checkpoint {
+            let bad = |e| (format!("the checkpoint \"{}\" {e}", excerpt(name)), "write build@compiled");
+            wanted.refuses("a checkpoint").or_else(|| check_id(name).err().map(bad))
+        } else if let Some(at) = asked {
+            let choice = &plain[at + 1..];
+            let bad =
+                || (format!("\"{}\" is no outcome of a vote", excerpt(choice)), "write deploy?proceed or deploy?abort");
+            wanted.refuses("a verdict").or_else(|| Choice::by_name(choice).is_none().then(bad))
+        } else {
+            None
+        };
+        if let Some((what, hint)) = wrong {
+            n.wrong_hint(r, what, hint);
             out.push(String::new());
             continue;
         }
@@ -697,7 +751,7 @@ fn merge(n: &Node<'_>, r: &mut Report, scope: Scope) -> MergeDraft {
     }
     match n.get("needs") {
         Some(n) => {
-            out.needs = needs(&n, r, scope, false);
+            out.needs = needs(&n, r, scope, Wanted::Merged);
             if n.value().as_array().is_some_and(Vec::is_empty) {
                 n.wrong(r, "is empty: there is nothing to wait for");
             }
@@ -715,6 +769,67 @@ fn merge(n: &Node<'_>, r: &mut Report, scope: Scope) -> MergeDraft {
         }
     }
     out
+}
+
+/// Reads `votes`.
+pub fn votes(n: &Node<'_>, r: &mut Report, scope: Scope) -> Vec<VoteDraft> {
+    if n.value().as_array().is_some_and(|a| a.len() > MAX_VOTES) {
+        n.wrong(r, format!("has more than {MAX_VOTES} votes"));
+        return Vec::new();
+    }
+    n.array(r).map(|n| vote(&n, r, scope)).collect()
+}
+
+fn vote(n: &Node<'_>, r: &mut Report, scope: Scope) -> VoteDraft {
+    let mut out = VoteDraft {
+        topic: String::new(),
+        voters: Vec::new(),
+        quorum: None,
+        rule: Rule::default(),
+        deadline: None,
+        default: Vote::usual_default(),
+        on_abort: OnAbort::default(),
+    };
+    if !n.keys(r, VOTE_KEYS, &[]) {
+        return out;
+    }
+    match n.get("topic") {
+        Some(n) => out.topic = topic(&n, r, scope).unwrap_or_default(),
+        None => n.wrong_hint(r, "has no topic", "add \"topic\": \"deploy\""),
+    }
+    match n.get("voters") {
+        Some(n) => {
+            out.voters = needs(&n, r, scope, Wanted::Votes);
+            if n.value().as_array().is_some_and(Vec::is_empty) {
+                n.wrong(r, "is empty: nobody could vote");
+            }
+        }
+        None => n.wrong_hint(r, "has no voters", "name the tasks that vote: \"voters\": [\"review-*\"]"),
+    }
+    // How many voters there are, and so whether they can be so many, is known when their ids are.
+    out.quorum = n.field("quorum", r, |n, r| n.integer(r, 1..=i64::from(u32::MAX)));
+    out.rule = n.field("rule", r, |n, r| n.choice(r, Rule::NAMES)).unwrap_or_default();
+    out.deadline = n.field("deadline", r, |n, r| {
+        let span = n.span(r, None)?;
+        if span.as_ms() == 0 {
+            n.wrong(r, "is 0: it would close before anybody can vote");
+        }
+        Some(span)
+    });
+    out.default = n.field("default", r, |n, r| n.choice(r, Choice::NAMES)).unwrap_or(out.default);
+    out.on_abort = n.field("on_abort", r, |n, r| n.choice(r, OnAbort::NAMES)).unwrap_or_default();
+    out
+}
+
+fn topic(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<String> {
+    let s = n.text(r)?;
+    template_names(n, s, r, scope, false, NOTHING_MORE);
+    let probe = if scope == Scope::Plan { s.to_owned() } else { template::fill(s, |_| Some("x".into())) };
+    if let Err(e) = check_id(&probe) {
+        n.wrong_hint(r, format!("\"{}\" {e}", excerpt(s)), "a topic looks like deploy");
+        return None;
+    }
+    Some(s.to_owned())
 }
 
 /// Reads globs by the input fields whose text they are about.

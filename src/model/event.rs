@@ -551,8 +551,9 @@ pub struct Awaited {
 pub struct Vote {
     /// About what.
     pub topic: Topic,
-    /// For what.
-    pub decision: Choice,
+    /// For what; absent where it was for nothing that there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Choice>,
     /// Why, in one line of the task's own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -562,7 +563,7 @@ pub struct Vote {
 }
 
 /// Payload of `verdict`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Decided {
     /// About what.
     pub topic: Topic,

@@ -10,7 +10,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::base::ids::{CheckpointName, MAX_ID, RunId, SessionId, TaskId, fold_id};
-use crate::model::check::{Defaults, Made, MadeMerge, Need, link, split_need, task_of};
+use crate::model::check::{
+    Defaults, Linked, Made, MadeMerge, MadeVote, Need, link, split_need, split_verdict, task_of,
+};
 use crate::model::config::{ForEach, Rule, Settings, default_claude, default_workers};
 use crate::model::draft::{ITEM_NAMES, MAX_STRING, MergeDraft, TaskDraft};
 use crate::model::glob;
@@ -180,7 +182,8 @@ pub fn expand(
     let mut r = Report::default();
     let prompt = m.prompt.replace('\0', "");
     let items = items(m);
-    let (tasks, merge) = build(m.rule, &items, &prompt, m.prompt_file, defaults.settings, &mut r);
+    let Linked { tasks, merge, votes } =
+        build(m.rule, &items, &prompt, m.prompt_file, defaults.settings, false, &mut r);
     let claude = tasks.iter().any(|t| t.claude().is_some());
     let workers = default_workers(defaults.machine.cores, defaults.machine.mem_mib, claude);
     let at_once = claude.then(|| default_claude(defaults.machine.mem_mib));
@@ -197,6 +200,7 @@ pub fn expand(
         tasks,
         merge,
         resources: BTreeMap::new(),
+        votes,
     })
 }
 
@@ -208,29 +212,30 @@ pub(super) fn probe(rule: &Rule, settings: &Settings, r: &mut Report) {
         Some(ForEach::List(list)) => list.clone(),
         Some(_) => vec!["alpha/one.aa".to_owned(), "beta/two.bb".to_owned()],
     };
-    build(rule, &items, "a prompt", "prompt.txt", settings, r);
+    let is_sample = !matches!(rule.for_each, None | Some(ForEach::List(_)));
+    build(rule, &items, "a prompt", "prompt.txt", settings, is_sample, r);
 }
 
-/// Builds the tasks and merges of a rule.
+/// Builds the tasks, merges and votes of a rule. `is_sample`: the items stand for others.
 fn build(
     rule: &Rule,
     items: &[String],
     prompt: &str,
     prompt_file: &str,
     settings: &Settings,
+    is_sample: bool,
     r: &mut Report,
-) -> (Vec<Task>, Vec<Merge>) {
+) -> Linked {
     let base = path_of("$", &[("rules", Some(rule.index))]);
-    let nothing = (Vec::new(), Vec::new());
     if rule.for_each.is_some() && items.is_empty() {
         r.add(path_of(&base, &[("for_each", None)]), "found nothing to make tasks from", None);
-        return nothing;
+        return Linked::default();
     }
     let per_item: Vec<bool> = rule.tasks.iter().map(|t| rule.for_each.is_some() && t.is_per_item()).collect();
     let count: usize = per_item.iter().map(|each| if *each { items.len() } else { 1 }).sum();
     if count > MAX_TASKS {
         r.add(path_of(&base, &[("tasks", None)]), format!("would make {count} tasks, more than {MAX_TASKS}"), None);
-        return nothing;
+        return Linked::default();
     }
     equal_ids(rule, &base, r);
 
@@ -271,11 +276,11 @@ fn build(
         let values = i.map_or_else(|| Values { ..once }, each);
         let Some(id) = id else {
             r.add(path_of(&base, &[("tasks", Some(d)), ("id", None)]), "no id could be made", None);
-            return nothing;
+            return Linked::default();
         };
         let at = path_of(&base, &[("tasks", Some(d))]);
         let Some(task) = fill_task(draft, id, &values, settings, &at, &mut left, r) else {
-            return nothing;
+            return Linked::default();
         };
         made.push(Made { from: d, written: &draft.id, task, needs: family.needs(&draft.needs, i, &values) });
     }
@@ -292,12 +297,23 @@ fn build(
             }
             let size: usize = merge.set.values().chain(merge.matches.values()).map(String::len).sum();
             if !spend(&mut left, size, &base, r) {
-                return nothing;
+                return Linked::default();
             }
             merges.push(MadeMerge { from, merge, needs: family.needs(&draft.needs, item, &values) });
         }
     }
-    link(&base, made, merges, r)
+    let mut votes = Vec::new();
+    for (from, draft) in rule.votes.iter().enumerate() {
+        let each_item = rule.for_each.is_some() && draft.is_per_item();
+        for i in 0..if each_item { items.len() } else { 1 } {
+            let item = each_item.then_some(i);
+            let values = item.map_or_else(|| Values { ..once }, each);
+            let voters = family.needs(&draft.voters, item, &values);
+            let topic = fold_id(&values.id(&draft.topic));
+            votes.push(MadeVote { from, written: &draft.topic, topic, draft, voters, is_sample });
+        }
+    }
+    link(&base, made, merges, votes, r)
 }
 
 fn equal_ids(rule: &Rule, base: &str, r: &mut Report) {
@@ -325,6 +341,12 @@ impl Family<'_> {
     fn needs(&self, needs: &[String], item: Option<usize>, values: &Values<'_>) -> Vec<(usize, Need)> {
         let mut out = Vec::with_capacity(needs.len());
         for (at, need) in needs.iter().enumerate() {
+            if let Some((topic, choice)) = split_verdict(need) {
+                let id = format!("{}?{choice}", fold_id(&values.id(topic)));
+                let written = (id != *need).then(|| need.clone());
+                out.push((at, Need::Text { id, written }));
+                continue;
+            }
             let (task, name) = split_need(need);
             let checkpoint = name.and_then(|name| CheckpointName::new(name).ok());
             let made = |i: usize| (at, Need::Made(i, checkpoint.clone()));
@@ -535,6 +557,34 @@ mod tests {
         }
         let all = names(&plan.tasks[2 * count].needs);
         assert_eq!((all.len(), all.iter().filter(|n| n.ends_with("@compiled")).count()), (3 * count, count), "{all:?}");
+    }
+
+    #[test]
+    fn a_vote_is_held_once_or_per_item_and_its_quorum_waits_for_the_items() {
+        let rule = |votes: &Value, needs: &str| {
+            let mut rule = each(&json!([
+                {"id": "review-{{item.stem}}", "run": ["r", "{{item}}"]},
+                {"id": "check-{{item.stem}}", "run": ["c", "{{item}}"]},
+                {"id": "ship-{{item.stem}}", "run": ["s", "{{item}}"], "needs": [needs]}]));
+            rule["votes"] = votes.clone();
+            rule
+        };
+        let files = ["api.py", "db.py", "ui.py"];
+        let once = plan(
+            &rule(&json!([{"topic": "ship", "voters": ["review-{{item.stem}}"], "quorum": 3}]), "ship?proceed"),
+            &files,
+        );
+        assert_eq!(names(&once.votes[0].voters), ["review-api", "review-db", "review-ui"]);
+        assert!(once.tasks[6..].iter().all(|task| names(&task.needs) == ["ship?proceed"]));
+        let votes = json!([{"topic": "ship-{{item.name}}", "voters": ["review-{{item.stem}}", "check-{{item.stem}}"]}]);
+        let per_item = plan(&rule(&votes, "ship-{{item.name}}?proceed"), &files);
+        let topics: Vec<String> =
+            per_item.votes.iter().map(|v| format!("{}: {}", v.topic, names(&v.voters).join(" "))).collect();
+        assert_eq!(topics[1], "ship-db.py: review-db check-db");
+        assert_eq!((topics.len(), names(&per_item.tasks[8].needs)), (3, vec!["ship-ui.py?proceed".to_owned()]));
+        let few = rule_config(&rule(&json!([{"topic": "ship", "voters": ["review-*"], "quorum": 3}]), "ship?proceed"));
+        let found = try_expand(&few, &files[..2], "x", &[]).unwrap_err();
+        assert_eq!(found[0].path, "$.rules[0].votes[0].quorum");
     }
 
     #[test]

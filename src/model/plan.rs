@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ids::{BadId, CheckpointName, RunId, SessionId, TaskId, Topic};
 use crate::base::span::{Limit, Span};
 use crate::model::signal::Right;
-use crate::model::vote::Choice;
+use crate::model::vote::{Choice, Vote};
 
 /// The version of the plan format that this cpw writes.
 pub const VERSION: u32 = 1;
@@ -53,6 +53,9 @@ pub struct Plan {
     /// By resource, which of the session's tool calls use it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: BTreeMap<String, Used>,
+    /// What its tasks vote about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub votes: Vec<Vote>,
 }
 
 impl Plan {

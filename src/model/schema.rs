@@ -65,6 +65,7 @@ pub fn config_schema() -> Value {
                 ),
             ),
             ("merge", list(reference("merge"), "Results that go into the session's tool calls.")),
+            ("votes", list(reference("vote"), "What its tasks vote about; at most 64.")),
         ],
         &["name", "when", "tasks"],
         "Which prompts, or tool calls, start which tasks.",
@@ -122,6 +123,7 @@ pub fn plan_schema() -> Value {
             ("resources", used()),
             ("tasks", list(reference("task"), "What to run; at most 10000.")),
             ("merge", list(reference("merge"), "Results that go into the session's tool calls.")),
+            ("votes", list(reference("vote"), "What its tasks vote about; at most 64.")),
             ("run", text("The run; cpw gives it.")),
             ("session", text("The session that owns the run; cpw gives it.")),
             ("rule", text("The rule that the plan was made from; cpw gives it.")),
@@ -174,6 +176,7 @@ fn definitions(plan: bool) -> Map<String, Value> {
     defs.insert("task".into(), task(plan));
     defs.insert("claude".into(), claude());
     defs.insert("merge".into(), merge());
+    defs.insert("vote".into(), vote());
     defs
 }
 
@@ -382,6 +385,46 @@ fn merge() -> Value {
     )
 }
 
+fn vote() -> Value {
+    object(
+        &[
+            (
+                "topic",
+                text("What is voted about: an id, in a rule maybe with an item template, for a vote per item. Unique."),
+            ),
+            ("voters", list(json!({"type": "string"}), "The tasks that vote, by ids or globs over ids; at most 256.")),
+            (
+                "quorum",
+                integer(
+                    1,
+                    256,
+                    "How many must have voted. Default: more than half; all of them where it is unanimous.",
+                ),
+            ),
+            (
+                "rule",
+                words(&["majority", "unanimous"], "How many must be for it. Default majority; a tie is an abort."),
+            ),
+            (
+                "deadline",
+                duration(
+                    "When it closes at the latest, from the start of the first voter. Default: when nobody can vote any more.",
+                ),
+            ),
+            ("default", words(&["abort", "proceed"], "What holds where too few have voted. Default abort.")),
+            (
+                "on_abort",
+                words(
+                    &["signal", "none"],
+                    "Whether the session must hear of an abort before it stops, and the run fails. Default signal.",
+                ),
+            ),
+        ],
+        &["topic", "voters"],
+        "A vote of tasks.",
+    )
+}
+
 fn for_each() -> Value {
     let one = |key: &'static str, value: Value| object(&[(key, value)], &[key], "");
     json!({
@@ -474,6 +517,7 @@ mod tests {
             (&config, "/$defs/task/properties/backoff/anyOf/1", set(&[draft::BACKOFF_KEYS])),
             (&config, "/$defs/claude", set(&[draft::CLAUDE_KEYS])),
             (&config, "/$defs/merge", set(&[draft::MERGE_KEYS])),
+            (&config, "/$defs/vote", set(&[draft::VOTE_KEYS])),
             (&plan, "", set(&[check::PLAN_KEYS, check::PLAN_OWN])),
             (&plan, "/properties/limits", set(&[check::PLAN_LIMIT_KEYS])),
             (&plan, "/properties/conductor", set(&[config::CONDUCTOR_KEYS])),

@@ -108,7 +108,8 @@ pub fn of(event: &Event, plan: &Plan, state: &State) -> Option<Line> {
         Body::Vote(p) => {
             let why = p.refused.as_deref().map(|why| format!(", which does not count: {}", one_line(why, MAX_TEXT)));
             let mark = if why.is_some() { Mark::Bad } else { Mark::Note };
-            line(mark, format!("{by}{task} votes {} on {}{}", p.decision, p.topic, why.unwrap_or_default()))
+            let choice = p.decision.map_or_else(|| "for nothing that there is".to_owned(), |choice| choice.to_string());
+            line(mark, format!("{by}{task} votes {choice} on {}{}", p.topic, why.unwrap_or_default()))
         }
         Body::Verdict(p) => {
             let mark = if p.result == Choice::Proceed { Mark::Good } else { Mark::Bad };

@@ -281,6 +281,7 @@ fn plan(tasks: Vec<Task>, session: &str) -> Plan {
         tasks,
         merge: vec![merge],
         resources: BTreeMap::new(),
+        votes: Vec::new(),
     }
 }
 

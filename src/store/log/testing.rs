@@ -6,14 +6,15 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, TaskId, Topic, WorkerNo};
 use crate::logic::simulation::{plan, run_started, task};
 use crate::model::event::{
-    Adopted, Answer, Awaited, Body, CancelRequested, Checkpoint, Decision, Delivered, Done, Draft, Ended, LogRepaired,
-    Observed, Process, Progress, Reason, ResultFile, RunEnded, Signal, SignalReleased, Skipped, Started, Usage,
-    Verdict,
+    Adopted, Answer, Awaited, Body, CancelRequested, Checkpoint, Decided, Decision, Delivered, Done, Draft, Ended,
+    LogRepaired, Observed, Process, Progress, Reason, ResultFile, RunEnded, Signal, SignalReleased, Skipped, Started,
+    Usage, Verdict, Vote,
 };
 use crate::model::signal::Addressee;
+use crate::model::vote::Choice;
 use crate::sys::dir::FileId;
 use crate::sys::medium::{Hold, Medium};
 
@@ -264,6 +265,21 @@ pub(super) fn every_kind() -> Vec<Draft> {
             name: CheckpointName::new("compiled").unwrap(),
             data: Some(serde_json::json!({"at": "\u{2028}\n"})),
             inject: true,
+        })),
+        attempt(Body::Vote(Vote {
+            topic: Topic::new("release").unwrap(),
+            decision: Some(Choice::Abort),
+            reason: Some("\"no\"\u{2028}".into()),
+            refused: Some("it is decided".into()),
+        })),
+        Draft::run(Body::Verdict(Decided {
+            topic: Topic::new("release").unwrap(),
+            result: Choice::Abort,
+            proceed: 1,
+            abort: 1,
+            absent: 3,
+            no_quorum: true,
+            escalates: true,
         })),
         attempt(Body::Signal(Signal {
             id: 7,
