@@ -201,12 +201,13 @@ mod tests {
                     until [ -e seen2 ]; do sleep 0.01; done"},
                 {"id": "wait", "shell": "cpw wait --checkpoint build@x --json >seen1.new; mv seen1.new seen1; \
                     until [ -e again ]; do sleep 0.01; done; cpw wait --checkpoint build@x --json >seen2.new; mv seen2.new seen2"},
-                {"id": "late", "needs": ["build@x", "build"], "shell": "cat $CPW_NEEDS >needs"}]),
+                {"id": "late", "needs": ["build@x", "build"], "shell": "cat $CPW_NEEDS >needs; echo $CPW_NEED_BUILD_X >var"}]),
             true,
         );
         let json = |name: &str| serde_json::from_str::<Value>(&read(&scratch, name)).expect("JSON");
         assert_eq!((&json("seen1")["data"]["build@x"], &json("seen2")["data"]["build@x"]), (&json!(1), &json!(2)));
         assert_eq!(json("needs")["build@x"]["checkpoint"]["data"], json!(2));
+        assert_eq!(read(&scratch, "var"), "2\n");
     }
 
     #[test]

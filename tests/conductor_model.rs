@@ -486,6 +486,7 @@ impl Model for Space {
                     own: false,
                     sticky: false,
                     expires: None,
+                    more: 0,
                 };
                 w.write(Draft::attempt(Some(WorkerNo(1)), &TaskId::new("a").unwrap(), 1, Body::Signal(said)), name);
             }

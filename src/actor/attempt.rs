@@ -248,6 +248,7 @@ impl Attempt {
             out: &out_path,
             prompt_file: prompt_file.exists().then_some(prompt_file.as_path()),
             needs: &needs_path,
+            need_variables: &need_variables(making, task),
             trace: &making.state.trace,
             cpw_dir: exe.as_deref().and_then(Path::parent),
         };
@@ -634,6 +635,18 @@ fn needs_of(making: Making<'_>, task: &Task) -> serde_json::Value {
         all.insert(need.to_string(), entry);
     }
     all.into()
+}
+
+/// The same in variables, as far as it is short.
+fn need_variables(making: Making<'_>, task: &Task) -> Vec<(String, OsString)> {
+    const NOTHING: &serde_json::Value = &serde_json::Value::Null;
+    let told = task.needs.iter().filter_map(|need| {
+        let state = &making.state.tasks[making.state.index_of(need.task()?)?];
+        let path = state.result.as_ref().map(|r| making.folder.path().join(&r.path));
+        let data = need.checkpoint().and_then(|name| state.checkpoints.get(name));
+        Some((need, path, data.map(|data| data.as_ref().unwrap_or(NOTHING))))
+    });
+    environ::need_variables(told)
 }
 
 /// A private folder outside `.claude`, which the client's own tools refuse to write below.

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::actor::claude;
 use crate::base::env;
 use crate::base::hex;
-use crate::model::plan::{Action, Task};
+use crate::model::plan::{Action, Need, Task};
 
 /// Set by the client for what it starts, without a common prefix.
 const CLIENT_MARKS: [&str; 3] = ["AI_AGENT", "NoDefaultCurrentDirectoryInExePath", "COREPACK_ENABLE_AUTO_PIN"];
@@ -39,10 +39,47 @@ pub struct Identity<'a> {
     pub prompt_file: Option<&'a Path>,
     /// The file with the results of what it needs.
     pub needs: &'a Path,
+    /// The same in a variable for each, as [`need_variables`] makes them.
+    pub need_variables: &'a [(String, OsString)],
     /// W3C trace id of the run.
     pub trace: &'a str,
     /// The folder that cpw itself is in.
     pub cpw_dir: Option<&'a Path>,
+}
+
+/// The most variables about needs that a task gets.
+const MAX_NEEDS: usize = 32;
+
+/// How long they may be together, in bytes.
+const MAX_NEEDS_BYTES: usize = 32 * 1024;
+
+/// The longest data of a checkpoint in a variable, in bytes; longer ones are in the file of all needs.
+const MAX_DATA: usize = 4 * 1024;
+
+/// A variable for each need, as far as there is room: the path of a task's result, or what was handed over with a checkpoint.
+/// Where two names are folded into one, the first need has it.
+pub fn need_variables<'a>(
+    needs: impl IntoIterator<Item = (&'a Need, Option<PathBuf>, Option<&'a serde_json::Value>)>,
+) -> Vec<(String, OsString)> {
+    let mut all: Vec<(String, OsString)> = Vec::new();
+    let mut room = MAX_NEEDS_BYTES;
+    for (need, result, data) in needs {
+        let value = match need {
+            Need::End(_) => result.map(PathBuf::into_os_string),
+            Need::Checkpoint(..) => data.map(ToString::to_string).filter(|data| data.len() <= MAX_DATA).map(Into::into),
+            Need::Verdict(..) => None,
+        };
+        let fold = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let name: String = env::NEED.chars().chain(need.to_string().chars().map(fold)).collect();
+        let Some(value) = value.filter(|_| all.len() < MAX_NEEDS && all.iter().all(|(n, _)| *n != name)) else {
+            continue;
+        };
+        if let Some(rest) = room.checked_sub(name.len() + value.len() + 2) {
+            room = rest;
+            all.push((name, value));
+        }
+    }
+    all
 }
 
 fn is_kept(name: &OsStr, for_claude: bool) -> bool {
@@ -100,6 +137,9 @@ pub fn build(
     set(env::TOKEN, identity.token.to_string().as_ref());
     set(env::OUT, identity.out.as_os_str());
     set(env::NEEDS, identity.needs.as_os_str());
+    for (name, value) in identity.need_variables {
+        set(name, value);
+    }
     set(env::DEPTH, "1".as_ref());
     set(env::TRACEPARENT, format!("00-{}-{span}-01", identity.trace).as_ref());
     if let Some(item) = &task.item {
@@ -135,6 +175,7 @@ mod tests {
             ("AI_AGENT", "x"),
             ("ANTHROPIC_API_KEY", "k"),
             ("CPW_TASK", "forged"),
+            ("CPW_NEED_OLD", "forged"),
             ("CPW_STATE_DIR", "/s"),
             ("MY_OWN", "kept"),
         ];
@@ -147,6 +188,7 @@ mod tests {
             out: Path::new("/o"),
             prompt_file: None,
             needs: Path::new("/n"),
+            need_variables: &[("CPW_NEED_B".into(), "/r".into())],
             trace: "0123456789abcdef0123456789abcdef",
             cpw_dir: Some(Path::new("/opt/cpw")),
         };
@@ -170,7 +212,38 @@ mod tests {
         assert_eq!(shell[OsStr::new("MINE")], "1");
         assert_eq!(shell[OsStr::new("CPW_TASK")], "a");
         assert_eq!(shell[OsStr::new("CPW_ITEM")], "x y");
+        assert_eq!(shell[OsStr::new("CPW_NEED_B")], "/r");
+        assert!(!shell.contains_key(OsStr::new("CPW_NEED_OLD")), "of the worker's own task, if it has one");
         assert_eq!(shell[OsStr::new("PATH")], "/usr/bin:/opt/cpw");
+    }
+
+    #[test]
+    fn needs_have_short_names_and_what_is_too_long_stays_in_the_file() {
+        let need = |text: &str| Need::try_from(text.to_owned()).unwrap();
+        let data = serde_json::json!({"app": "out/app"});
+        let long = serde_json::json!("x".repeat(5000));
+        let (a, b, c, d, e) =
+            (need("build-1"), need("build.1"), need("build-1@compiled"), need("gen@big"), need("quiet"));
+        let path = |p: &str| Some(PathBuf::from(p));
+        let made = need_variables([
+            (&a, path("/first"), None),
+            (&b, path("/second"), None),
+            (&c, path("/not-yet"), Some(&data)),
+            (&d, None, Some(&long)),
+            (&e, None, None),
+        ]);
+        let made: Vec<(&str, &str)> = made.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        assert_eq!(
+            made,
+            [("CPW_NEED_BUILD_1", "/first"), ("CPW_NEED_BUILD_1_COMPILED", r#"{"app":"out/app"}"#)],
+            "the first of two names that are folded into one"
+        );
+        let many: Vec<Need> = (0..100).map(|i| need(&format!("t{i}"))).collect();
+        assert_eq!(need_variables(many.iter().map(|n| (n, path("/r"), None))).len(), 32);
+        let big = serde_json::json!("x".repeat(4000));
+        let many: Vec<Need> = (0..32).map(|i| need(&format!("t{i}@c"))).collect();
+        let made = need_variables(many.iter().map(|n| (n, None, Some(&big))));
+        assert_eq!(made.len(), 8, "no more than 32 KiB");
     }
 
     #[test]

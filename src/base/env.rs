@@ -27,6 +27,8 @@ pub const ITEM: &str = "CPW_ITEM";
 pub const PROMPT_FILE: &str = "CPW_PROMPT_FILE";
 /// In a task: a JSON file with the results of what it needs.
 pub const NEEDS: &str = "CPW_NEEDS";
+/// In a task: what the names of variables about one need begin with.
+pub const NEED: &str = "CPW_NEED_";
 /// In a task: how deep below a session it runs; hooks do nothing where it is set.
 pub const DEPTH: &str = "CPW_DEPTH";
 /// In a task: the W3C trace context of the run.

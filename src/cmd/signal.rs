@@ -1,12 +1,17 @@
 //! `cpw signal`: a task says something to the session, as if its worker were one of the session's hooks. What is wrong with
 //! it is said here, to the task; nothing of that reaches the session.
 
+use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::base::exit::{Exit, Wrong};
+use crate::base::hex;
 use crate::base::span::Span;
 use crate::base::text::one_line;
 use crate::cmd::inside::{self, Inside};
@@ -17,6 +22,8 @@ use crate::model::matcher::Matcher;
 use crate::model::signal::{Addressee, BLOCK, May, Right, may_send};
 use crate::store::file;
 use crate::sys::clock;
+use crate::sys::lock;
+use crate::sys::poll;
 use crate::ui::print;
 
 /// The longest message, in characters; what is longer goes into a file.
@@ -40,6 +47,7 @@ const MAX_JSON: u64 = 1024 * 1024;
     its task has ended, on post-tool-use the next matching call, on stop once; any other code is a warning in the log.\n\
     What a task may send is set by its `signals` in the rule. Without them: 0 everywhere, 2 on pre-tool-use for calls on its\n\
     own claims, and on stop if it is `critical`.\n\
+    A task's signals beyond 10 a second wait for the next one; those that only repeat the last are counted instead.\n\
     Prints the signal's id. Exit code: 0 · 1 the attempt is over · 3 not inside a task, not allowed, or wrong")]
 pub struct Args {
     /// The hook that is to say it
@@ -73,11 +81,28 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let inside = inside::attempt("signal")?;
     if let Some(id) = args.release.as_deref() {
         let id = if id == ALL { None } else { Some(id.parse().map_err(|_| no_id(id))?) };
+        // What is said again from now on is no repetition.
+        if let Some(pace) = &mut Pace::open(&inside) {
+            pace.keep(&Spell::default());
+        }
         let reason = "the task released it".to_owned();
         inside.say(Body::SignalReleased(SignalReleased { id, reason })).context("nothing was released")?;
         return Ok(Exit::Ok);
     }
     let mut wanted = Wanted::read(args)?;
+    let mut pace = Pace::open(&inside);
+    let sum = wanted.sum();
+    let mut spell = Spell::default();
+    if let Some(pace) = &mut pace {
+        spell = match pace.admit(&sum) {
+            Admitted::Repeats(id) => {
+                print::out(id);
+                return Ok(Exit::Ok);
+            }
+            Admitted::Yes(spell) => spell,
+        };
+    }
+    wanted.signal.more = spell.more;
     if let Some(text) = wanted.file.take() {
         wanted.signal.data = Some(keep(&inside, &text)?);
     }
@@ -91,8 +116,91 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         };
         Ok(Body::Signal(signal.clone()))
     });
-    print::out(said?);
+    let id = said?;
+    if let Some(pace) = &mut pace {
+        pace.keep(&Spell { said: sum, id, written: spell.written + 1, more: 0, ..spell });
+    }
+    print::out(id);
     Ok(Exit::Ok)
+}
+
+/// What a task has said within a second, kept beside its logs, so that a loop of signals does not fill the log.
+struct Pace {
+    file: File,
+}
+
+/// A second of a task's signals.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Spell {
+    /// When it began, `CLOCK_MONOTONIC` in milliseconds.
+    since_ms: u64,
+    /// Lines in it.
+    written: u32,
+    /// Hash of what the last one said.
+    said: String,
+    /// Its id.
+    id: u64,
+    /// How often the same was said since and not written.
+    more: u64,
+}
+
+/// Whether a signal is written.
+enum Admitted {
+    /// It is, in this spell.
+    Yes(Spell),
+    /// It says what the line with this id has said within the same second, and is only counted.
+    Repeats(u64),
+}
+
+impl Pace {
+    /// So many lines a task writes within [`Pace::SECOND`].
+    const MOST: u32 = 10;
+
+    /// See [`Pace::MOST`].
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// For how long another signal of the same task is waited for.
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    /// Where it cannot be had, signals are written as they come.
+    fn open(inside: &Inside) -> Option<Pace> {
+        let name = format!("{}.{}.signals", inside.task, inside.attempt);
+        let file = inside.folder.worker(inside.worker).and_then(|w| w.sub("logs")?.open_rw(name)).ok()?;
+        lock::lock_exclusive(&file, Pace::PATIENCE).ok()?.then_some(Pace { file })
+    }
+
+    /// Lets a signal through that says `said`. What is new is never left out: it waits for the next second instead, which
+    /// costs nobody but its task.
+    fn admit(&mut self, said: &str) -> Admitted {
+        let mut spell = self.read();
+        let passed = clock::mono_ms().checked_sub(spell.since_ms).map(Duration::from_millis);
+        let left = passed.and_then(|passed| Pace::SECOND.checked_sub(passed)).filter(|left| !left.is_zero());
+        if let Some(left) = left.filter(|_| spell.written >= Pace::MOST) {
+            if spell.said == said {
+                spell.more = spell.more.saturating_add(1);
+                self.keep(&spell);
+                return Admitted::Repeats(spell.id);
+            }
+            drop(poll::wait(&[], Some(left)));
+        }
+        if left.is_none() || spell.written >= Pace::MOST {
+            spell = Spell { since_ms: clock::mono_ms(), written: 0, ..spell };
+        }
+        Admitted::Yes(spell)
+    }
+
+    fn read(&mut self) -> Spell {
+        let mut text = [0; 512];
+        let n = self.file.read_at(&mut text, 0).unwrap_or(0);
+        serde_json::from_slice(&text[..n]).unwrap_or_default()
+    }
+
+    /// Should that fail, signals are written as they come.
+    fn keep(&mut self, spell: &Spell) {
+        if let Ok(text) = serde_json::to_vec(spell) {
+            drop(self.file.set_len(0).and_then(|()| self.file.write_all_at(&text, 0)));
+        }
+    }
 }
 
 fn no_id(given: &str) -> Wrong {
@@ -108,6 +216,12 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// A hash of what it says and to whom; when it expires is no part of it.
+    fn sum(&self) -> String {
+        let Signal { hook, exit, message, matcher, sticky, .. } = &self.signal;
+        hex::sha256(format!("{hook:?} {exit} {message:?} {matcher:?} {sticky} {:?}", self.file).as_bytes())
+    }
+
     /// All mistakes at once.
     fn read(args: &Args) -> Result<Wanted, Wrong> {
         let mut wrong: Vec<String> = Vec::new();
@@ -183,6 +297,7 @@ impl Wanted {
             own: false,
             sticky: args.sticky,
             expires,
+            more: 0,
         };
         Ok(Wanted { signal, file: (!more.is_empty()).then(|| more.join("\n\n")) })
     }

@@ -16,6 +16,7 @@ use crate::base::text::one_line;
 use crate::cmd::find;
 use crate::cmd::follow::{self, Followed, Manner};
 use crate::logic::sched;
+use crate::logic::signals::Signal;
 use crate::logic::state::State;
 use crate::logic::view::{Phase, View};
 use crate::logic::wake::Concern;
@@ -46,6 +47,9 @@ const RECENT_MS: u64 = 24 * 3600 * 1000;
 
 /// Hook errors that are counted, at most.
 const MAX_ERRORS: usize = 100;
+
+/// Signals that are shown of a run.
+const SIGNALS: usize = 8;
 
 /// Between two pictures of a watch.
 const FRAME: Duration = Duration::from_millis(100);
@@ -334,6 +338,9 @@ fn text(out: &mut String, shown: &Shown, detail: bool, paint: Paint) {
             out.push_str(&head(id, view, None, paint));
             out.push('\n');
             out.push_str(&resume_hint(id, view, paint));
+            for signal in pending(view).take(SIGNALS) {
+                out.push_str(&paint.warn(signal_line(signal)));
+            }
         }
         Shown::Whole(whole) => whole_text(out, whole, detail, paint),
     }
@@ -416,6 +423,9 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
             .collect();
         let _ = writeln!(out, "  workers {}", names.join(", "));
     }
+    for signal in pending(&state.view).take(SIGNALS) {
+        out.push_str(&paint.warn(signal_line(signal)));
+    }
     if let Some(left) = quota_ms(state) {
         let at = when::minute(clock::unix_ms().saturating_add(left));
         let text = format!("  claude tasks wait for the quota until {at} ({} left)\n", when::ms(left));
@@ -428,6 +438,35 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
     if state.spent_usd > 0.0 {
         let _ = writeln!(out, "  cost ${:.4}", state.spent_usd);
     }
+}
+
+/// What tasks have said that the session was not told, or that holds.
+fn pending(view: &View) -> impl Iterator<Item = &Signal> {
+    let (now, same_boot) = (clock::mono_ms(), view.boot_id == clock::boot_id());
+    view.signals.iter().filter(move |s| !s.is_expired(now, same_boot))
+}
+
+/// How long it still holds, in milliseconds.
+fn signal_left(signal: &Signal) -> Option<u64> {
+    signal.expires.map(|at| at.saturating_sub(clock::mono_ms()))
+}
+
+fn signal_line(signal: &Signal) -> String {
+    let verb = if signal.is_barrier() { "holds calls back" } else { "is not told yet" };
+    let said = signal.message.as_deref().map(|m| format!(": {}", one_line(m, 120))).unwrap_or_default();
+    let left = signal_left(signal).map(|ms| format!(" ({} left)", when::ms(ms))).unwrap_or_default();
+    format!("  a signal of {} to {} {verb}{left}{said}\n", signal.task, signal.hook.name())
+}
+
+fn signals_json(view: &View) -> Value {
+    let one = |s: &Signal| {
+        json!({
+            "signal": s.id, "task": s.task, "hook": s.hook.name(), "blocks": s.blocks, "message": s.message,
+            "count": s.count, "left_ms": signal_left(s),
+        })
+    };
+    let all: Vec<Value> = pending(view).map(one).collect();
+    if all.is_empty() { Value::Null } else { all.into() }
 }
 
 /// For how long no `claude` task starts because the provider's quota is used up, in milliseconds.
@@ -517,6 +556,7 @@ fn run_json(shown: &Shown) -> Value {
     put("rule", json!(view.rule));
     put("cancelling", (view.cancelled && view.ended.is_none()).into());
     put("counts", counts_json(view));
+    put("signals", signals_json(view));
     let Shown::Whole(whole) = shown else { return o.into() };
     let Whole { run, lives, tended } = &**whole;
     let state = &run.state;

@@ -161,7 +161,7 @@ impl View {
             own: p.own,
             sticky: p.sticky,
             expires: p.expires,
-            count: 1,
+            count: u32::try_from(p.more).unwrap_or(u32::MAX).saturating_add(1),
             once: false,
             critical: None,
         });
@@ -170,7 +170,7 @@ impl View {
     /// Keeps a signal until it is told, or over.
     pub(super) fn keep_signal(&mut self, new: Signal) {
         if let Some(same) = self.signals.iter_mut().find(|s| s.says_the_same(&new)) {
-            let count = same.count.saturating_add(1);
+            let count = same.count.saturating_add(new.count);
             *same = Signal { count, ..new };
             return;
         }

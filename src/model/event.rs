@@ -423,6 +423,9 @@ pub struct Signal {
     /// When it ends by itself: `CLOCK_MONOTONIC` in milliseconds, on the run's boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<u64>,
+    /// How many the task has sent since its line before that were not written, because they said what that one said.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more: u64,
 }
 
 /// Payload of `signal_released`.

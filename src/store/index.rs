@@ -486,7 +486,7 @@ mod tests {
             (hook, 0..4_i32, matcher, any::<bool>(), any::<bool>()).prop_map(|(hook, exit, m, own, sticky)| {
                 let (matcher, expires) = (m.map(str::to_owned), sticky.then_some(9));
                 let message = Some("so".to_owned());
-                Body::Signal(Signal { id: 0, hook, exit, message, data: None, matcher, own, sticky, expires })
+                Body::Signal(Signal { id: 0, hook, exit, message, data: None, matcher, own, sticky, expires, more: 0 })
             });
         let body = prop_oneof![3 => progress, 1 => decision, 2 => signal, 4 => others];
         (task, 1..3_u32, 1..3_u32, body).prop_map(|(task, attempt, worker, body)| match body {

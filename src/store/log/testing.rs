@@ -291,6 +291,7 @@ pub(super) fn every_kind() -> Vec<Draft> {
             own: true,
             sticky: true,
             expires: Some(9000),
+            more: 9,
         })),
         attempt(Body::SignalReleased(SignalReleased { id: None, reason: "the task released it".into() })),
         attempt(Body::Done(Done {
