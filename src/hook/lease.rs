@@ -110,7 +110,7 @@ fn try_admit(scene: &mut Scene, deadline: &Deadline, about: &About) -> anyhow::R
     let (came, waited) = wait(scene, deadline, i, &names, &mut desk, &mut want)?;
     let held = if waited { clock::mono_ms().saturating_sub(begun) } else { 0 };
     extend(deadline, Duration::ZERO)?;
-    answer(scene, i, about, names, &desk, &want, &came, held)
+    answer(scene, i, about, &names, &desk, &want, &came, held)
 }
 
 /// Waits, within what the plan allows, until it is taken. A worker that dies meanwhile, or is dead already, is seen to: what
@@ -156,13 +156,13 @@ fn answer(
     scene: &mut Scene,
     i: usize,
     about: &About,
-    names: String,
+    names: &str,
     desk: &Desk,
     want: &Want,
     came: &Came,
     held: Held,
 ) -> anyhow::Result<Admitted> {
-    let key = lease_key(&names);
+    let key = lease_key(names);
     let granted = matches!(came, Came::Granted(_));
     let run = &mut scene.runs[i];
     if granted && held == 0 && !run.hooked.view.refusals.contains_key(&key) {
@@ -174,7 +174,7 @@ fn answer(
         tool: Some(about.tool.clone()),
         tool_use_id: scene.payload.tool_use_id.clone(),
         held_ms: held,
-        resource: Some(names.clone()),
+        resource: Some(names.to_owned()),
         prompt_id: scene.payload.prompt_id.clone(),
         ..Decision::default()
     };
@@ -214,15 +214,30 @@ fn own_leases(desk: &Desk, scene: &Scene, which: impl Fn(&str) -> bool) -> Vec<u
     held.filter(|l| l.holder.tool_use_id.as_deref().is_none_or(&which)).map(|l| l.token).collect()
 }
 
+/// Gives back what all calls of the session hold that use what this run names: it is closed for the session, so that no hook
+/// would look after them.
+pub(super) fn give_up(scene: &Scene, run: &Open) {
+    give_back_in(scene, run, &|_, _| true);
+}
+
 /// Gives back what calls hold that are over, as `which` says. What fails is given back by the next, or by its time.
 pub(super) fn give_back(scene: &Scene, which: impl Fn(&Scene, &str) -> bool) {
-    let given = scene.runs.iter().filter(|run| !run.hooked.view.resources.is_empty()).try_for_each(|run| {
+    for run in &scene.runs {
+        give_back_in(scene, run, &which);
+    }
+}
+
+fn give_back_in(scene: &Scene, run: &Open, which: &dyn Fn(&Scene, &str) -> bool) {
+    if run.hooked.view.resources.is_empty() {
+        return;
+    }
+    let give = || {
         let Some(desk) = Desk::existing(&runs_of(run))? else { return Ok(()) };
         let mut desk = desk.with_patience(HOOK_LOCK);
         let over = own_leases(&desk, scene, |call| which(scene, call));
         if over.is_empty() { Ok(()) } else { desk.give_back(&over, "the call is over") }
-    });
-    if let Err(e) = given {
+    };
+    if let Err(e) = give() {
         scene.note(&e.into());
     }
 }

@@ -9,8 +9,8 @@ use anyhow::Context;
 use crate::actor::crew;
 use crate::base::env;
 use crate::base::ids::SessionId;
-use crate::hook::Held;
 use crate::hook::input::{self, Payload};
+use crate::hook::{Held, lease};
 use crate::logic::glance::Glance;
 use crate::logic::signals::Now;
 use crate::logic::wake::{Concern, Wake};
@@ -302,6 +302,7 @@ impl Scene {
     /// Closes, for the session, the runs that owe it nothing any more.
     pub(super) fn close_finished(&self) -> anyhow::Result<()> {
         for run in self.runs.iter().filter(|r| r.hooked.view.is_closed(now())) {
+            lease::give_up(self, run);
             close_run(&self.state, &self.id, run.hooked.view.run.clone())?;
             // Whoever watches over the session may have nothing left to watch over.
             bells::ring(&run.folder, &Wake::watch(), &[]);
