@@ -30,6 +30,7 @@ use crate::logic::state::State;
 use crate::logic::step::{AttemptId, Ending};
 use crate::model::event::{Body, Done, Ended, Process, Progress, ResultFile, Usage};
 use crate::model::plan::{Action, ClaudeTask, Plan, Task};
+use crate::model::resource::Resource;
 use crate::store::home;
 use crate::store::run::{self, RunDir};
 use crate::sys::clock;
@@ -266,6 +267,10 @@ impl Attempt {
                 let reason = if retryable { reason } else { format!("Claude Code is not to be found: {reason}") };
                 return Err(NotStarted { reason, retryable });
             }
+        };
+        let (program, argv) = match under_lease(task, &folder.project, exe.as_deref(), program, argv) {
+            Ok(wrapped) => wrapped,
+            Err(reason) => return Err(ground.undo(reason).into()),
         };
         let spawned = spawn::spawn_task(TaskSpawn {
             program: &program,
@@ -605,6 +610,33 @@ fn argv_of(making: Making<'_>, id: &AttemptId, ground: &Ground, out: &Path) -> V
             })
         }
     }
+}
+
+/// The same program, begun by `cpw lease`, where the task holds something: that waits until it has it, in the attempt's own
+/// first process, and becomes the program. So whatever ends the attempt ends the waiting, and the lease.
+fn under_lease(
+    task: &Task,
+    project: &Path,
+    exe: Option<&Path>,
+    program: PathBuf,
+    argv: Vec<OsString>,
+) -> Result<(PathBuf, Vec<OsString>), String> {
+    if task.resources.is_empty() {
+        return Ok((program, argv));
+    }
+    let exe = exe.ok_or("cpw's own program, which takes what the task holds, cannot be found")?.to_owned();
+    let mut all: Vec<OsString> = vec![exe.clone().into(), "lease".into(), "--attempt".into()];
+    // The task may run elsewhere than where its files are relative to.
+    let absolute = |name: &String| match Resource::of_normal(name).path() {
+        Some(path) => format!("file:{}", project.join(path).display()).into(),
+        None => name.into(),
+    };
+    all.extend(task.resources.iter().map(absolute));
+    all.push("--".into());
+    // It was found where the project may not put one; what comes after it is as it would be.
+    all.push(program.into());
+    all.extend(argv.into_iter().skip(1));
+    Ok((exe, all))
 }
 
 /// Writes what a task is told about the tasks it needs; the name of the file. To make one costs more than anything else
