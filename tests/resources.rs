@@ -254,6 +254,14 @@ mod tests {
         site.finish("first");
         site.until(|| site.status(&[]).contains("waits: db is held by a call of the session"));
         assert!(!site.leases().iter().any(|e| e["payload"]["holder"]["task"] == "load" && e["t"] == "acquire"));
+        assert!(site.status(&[]).contains("\ndb: held by a call of the session, for "));
+        let status: Value = serde_json::from_str(&site.status(&["--json"])).expect("JSON");
+        let leases = &status["leases"];
+        assert_eq!(
+            (&leases["held"][0]["holder"]["session"], &leases["held"][0]["resources"]),
+            (&json!(SESSION), &json!(["db"]))
+        );
+        assert_eq!(leases["waiting"][0]["holder"]["task"], "load");
         // It stands in line, and is served first.
         site.step(&["toolu_1"]);
         site.until_held_by("load");

@@ -375,24 +375,46 @@ fn turn_into(args: &Args) -> anyhow::Result<Exit> {
     Ok(if failed.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable })
 }
 
-fn list(as_json: bool) -> anyhow::Result<Exit> {
-    let place = Place::here()?;
-    let desk = Desk::existing(&place.runs)?;
-    let mono_ms = clock::mono_ms();
-    let (mut held, mut queue): (Vec<Lease>, Vec<Request>) = (Vec::new(), Vec::new());
-    if let Some(desk) = &desk {
-        // What is over by now is written down by whoever wants it next.
-        let over = desk.leases().over(Now { mono_ms, alive: &process::alive });
-        let lives = |token: u64| over.iter().all(|o| o.token != token);
-        held.extend(desk.leases().held.iter().filter(|l| lives(l.token)).cloned());
-        queue.extend(desk.leases().queue.iter().filter(|r| lives(r.id)).cloned());
+/// What is held and waited for now, in the project whose runs are in `runs`.
+pub(super) struct Standing {
+    pub(super) held: Vec<Lease>,
+    pub(super) queue: Vec<Request>,
+    mono_ms: u64,
+}
+
+impl Standing {
+    pub(super) fn of(runs: &Path) -> anyhow::Result<Standing> {
+        let mono_ms = clock::mono_ms();
+        let mut standing = Standing { held: Vec::new(), queue: Vec::new(), mono_ms };
+        if let Some(desk) = Desk::existing(runs)? {
+            // What is over by now is written down by whoever wants it next.
+            let over = desk.leases().over(Now { mono_ms, alive: &process::alive });
+            let lives = |token: u64| over.iter().all(|o| o.token != token);
+            standing.held.extend(desk.leases().held.iter().filter(|l| lives(l.token)).cloned());
+            standing.queue.extend(desk.leases().queue.iter().filter(|r| lives(r.id)).cloned());
+        }
+        Ok(standing)
     }
+
+    pub(super) fn to_json(&self) -> Value {
+        let held: Vec<Value> = self.held.iter().map(|l| lease_json(l, self.mono_ms)).collect();
+        let queue: Vec<Value> = self.queue.iter().map(|r| request_json(r, self.mono_ms)).collect();
+        json!({"held": held, "waiting": queue})
+    }
+
+    /// For how long, for people.
+    pub(super) fn age(&self, since_ms: u64) -> String {
+        human(Duration::from_millis(self.mono_ms.saturating_sub(since_ms)))
+    }
+}
+
+fn list(as_json: bool) -> anyhow::Result<Exit> {
+    let standing = Standing::of(&Place::here()?.runs)?;
     if as_json {
-        let held: Vec<Value> = held.iter().map(|l| lease_json(l, mono_ms)).collect();
-        let queue: Vec<Value> = queue.iter().map(|r| request_json(r, mono_ms)).collect();
-        print::out(json!({"held": held, "waiting": queue}));
+        print::out(standing.to_json());
         return Ok(Exit::Ok);
     }
+    let Standing { held, queue, mono_ms } = &standing;
     if held.is_empty() && queue.is_empty() {
         print::out("nothing is held");
         return Ok(Exit::Ok);
@@ -401,15 +423,14 @@ fn list(as_json: bool) -> anyhow::Result<Exit> {
         let shown: Vec<String> = resources.iter().map(|r| one_line(&r.to_string(), 200)).collect();
         shown.join(", ")
     };
-    let age = |since: u64| human(Duration::from_millis(mono_ms.saturating_sub(since)));
     let mut rows = vec![["RESOURCE", "HOLDER", "TOKEN", "FOR", "ENDS IN"].map(str::to_owned).to_vec()];
-    for l in &held {
-        let left = l.expires.map(|at| human(Duration::from_millis(at.saturating_sub(mono_ms)))).unwrap_or_default();
-        rows.push(vec![all(&l.resources), name(&l.holder), l.token.to_string(), age(l.since_ms), left]);
+    for l in held {
+        let left = l.expires.map(|at| human(Duration::from_millis(at.saturating_sub(*mono_ms)))).unwrap_or_default();
+        rows.push(vec![all(&l.resources), name(&l.holder), l.token.to_string(), standing.age(l.since_ms), left]);
     }
-    for r in &queue {
+    for r in queue {
         let text = format!("{} waits", name(&r.holder));
-        rows.push(vec![all(&r.resources), text, String::new(), age(r.since_ms), String::new()]);
+        rows.push(vec![all(&r.resources), text, String::new(), standing.age(r.since_ms), String::new()]);
     }
     print::raw(table::lay_out(&rows, |_, _, cell| cell.to_owned()).as_bytes());
     Ok(Exit::Ok)

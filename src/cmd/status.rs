@@ -10,11 +10,14 @@ use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use crate::actor::crew::{self, Life, Tended};
+use crate::actor::planner;
 use crate::base::exit::Exit;
 use crate::base::ids::{RunId, WorkerNo};
 use crate::base::text::one_line;
 use crate::cmd::find;
 use crate::cmd::follow::{self, Followed, Manner};
+use crate::cmd::lease::Standing;
+use crate::logic::leases;
 use crate::logic::sched;
 use crate::logic::signals::Signal;
 use crate::logic::state::State;
@@ -120,8 +123,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let errors = hook_errors();
     if args.json {
         let runs: Vec<Value> = shown.iter().map(run_json).collect();
-        let all =
+        let mut all =
             json!({ "version": 1, "project": project, "runs": runs, "hook_errors": errors_json(errors.as_ref()) });
+        match leases(&project) {
+            Ok(standing) => all["leases"] = standing.to_json(),
+            Err(e) => all["leases"] = json!({ "error": format!("{e:#}") }),
+        }
         print::out(all);
         return Ok(Exit::Ok);
     }
@@ -143,10 +150,38 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// What is to be said beside the runs.
 fn beside(project: &Path, shown: &[Shown], more: usize, paint: Paint) -> String {
-    if shown.is_empty() {
-        return format!("no run in {}\n", project.display());
+    let mut out = if shown.is_empty() {
+        format!("no run in {}\n", project.display())
+    } else if more > 0 {
+        paint.dim(format_args!("{more} older: cpw status --all\n"))
+    } else {
+        String::new()
+    };
+    match leases(project) {
+        Ok(standing) => leases_text(&mut out, &standing),
+        Err(e) => out.push_str(&paint.bad(format_args!("leases: {}\n", one_line(&format!("{e:#}"), 300)))),
     }
-    if more > 0 { paint.dim(format_args!("{more} older: cpw status --all\n")) } else { String::new() }
+    out
+}
+
+fn leases(project: &Path) -> anyhow::Result<Standing> {
+    Standing::of(&planner::runs_folder(project, home::State::existing()?.as_ref())?)
+}
+
+/// Who holds what, and who waits for it.
+fn leases_text(out: &mut String, standing: &Standing) {
+    const SHOWN: usize = 20;
+    let held = standing.held.iter().map(|l| ("held by", &l.resources, &l.holder, l.since_ms));
+    let queue = standing.queue.iter().map(|r| ("waited for by", &r.resources, &r.holder, r.since_ms));
+    for (how, resources, holder, since_ms) in held.chain(queue).take(SHOWN) {
+        let (what, who) = (leases::list(resources), leases::name(holder));
+        let run = holder.run.as_ref().map_or_else(String::new, |run| format!(" of {run}"));
+        let _ = writeln!(out, "{what}: {how} {who}{run}, for {}", standing.age(since_ms));
+    }
+    let more = (standing.held.len() + standing.queue.len()).saturating_sub(SHOWN);
+    if more > 0 {
+        let _ = writeln!(out, "{more} more: cpw lease --list");
+    }
 }
 
 /// The newest runs, and how many there are beside. What is `known` from a look before is only brought up to date.
