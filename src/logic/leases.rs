@@ -232,6 +232,22 @@ impl Leases {
         leases.chain(queue).collect()
     }
 
+    /// Whether those who wait have to look again because of an event, the last one or one just before it: what was in
+    /// their way may have gone, or something is in their way whose end they do not watch yet.
+    pub fn wakes(&self, body: &Body) -> bool {
+        let is_waited_for =
+            |resources: &[Resource]| self.queue.iter().any(|r| overlap(resources, &r.resources).is_some());
+        match body {
+            Body::Release(p) | Body::Expired(p) => !p.refused && !self.queue.is_empty(),
+            // Who holds something and waits lets others go before those that wait for it.
+            Body::Queued(p) => !p.holding.is_empty() && self.queue.len() > 1,
+            // It has gone before them, or has an end now.
+            Body::Acquire(p) => (p.request.is_none() || p.expires.is_some()) && is_waited_for(&p.resources),
+            Body::Renew(p) => self.held.iter().any(|l| l.token == p.token && is_waited_for(&l.resources)),
+            _ => false,
+        }
+    }
+
     /// When the next of these ends by itself, `CLOCK_MONOTONIC` in milliseconds.
     pub fn next_end(in_the_way: &InTheWay<'_>) -> Option<u64> {
         let leases = in_the_way.leases.iter().filter_map(|l| l.expires);

@@ -248,7 +248,7 @@ impl Desk {
         self.log.read(&mut self.leases).map_err(|e| DeskError::Log(self.dir.path().to_owned(), e))
     }
 
-    /// One transaction, before which what is over by now is taken away. Who waits is woken where that may help it.
+    /// One transaction, before which what is over by now is taken away. Who waits is woken where it has to look again.
     fn transact<T>(
         &mut self,
         decide: impl FnOnce(&mut Tx<'_, Leases>, Now<'_>) -> Result<T, LogError>,
@@ -270,13 +270,7 @@ impl Desk {
             }
             let decided = decide(tx, now)?;
             debug_assert_eq!(tx.fold.broken(), None);
-            // Who holds something and waits can let others go before those that wait for it.
-            let helps = |event: &Event| match &event.body {
-                Body::Release(p) | Body::Expired(p) => !p.refused,
-                Body::Queued(p) => !p.holding.is_empty(),
-                _ => false,
-            };
-            rings = tx.events().iter().any(helps);
+            rings = tx.events().iter().any(|event| tx.fold.wakes(&event.body));
             Ok(decided)
         });
         if rings {
