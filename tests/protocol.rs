@@ -668,6 +668,8 @@ fn task(id: &str, needs: &[&str], retries: u32) -> Task {
         isolate: Isolate::None,
         priority: 0,
         item: None,
+        draft: None,
+        expected: None,
     }
 }
 

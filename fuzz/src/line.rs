@@ -122,11 +122,11 @@ fn fold(events: &[Event]) {
         signals::refusal(signal, &view, "r", now, 5);
     }
     assert!(view.signals.len() <= signals::MAX_SIGNALS);
-    conductor::still_processing(&view);
+    conductor::still_processing(&view, now);
     for merge in &view.merges {
         conductor::needs_of(&view, merge);
-        conductor::merge_refusal(&view, merge, "r");
-        conductor::merge_failed(&view, merge, "r", &conductor::Unmerged::Lost);
+        conductor::merge_refusal(&view, merge, "r", now);
+        conductor::merge_failed(&view, merge, "r", &conductor::Unmerged::Lost, now);
     }
     for (task, brief) in &view.tasks {
         conductor::claim_refusal(task, brief, "a", 5);

@@ -21,6 +21,7 @@ use crate::model::plan::Plan;
 use crate::model::resource;
 use crate::model::words::{self, Origin, Words};
 use crate::store::file;
+use crate::store::history;
 use crate::store::home::{self, State};
 use crate::store::leases;
 use crate::store::project::{CONFIG, MAX_CONFIG};
@@ -272,6 +273,9 @@ fn make(rule: &Rule, config: &Config, asked: Asked<'_>, files: Vec<String>, grou
     plan.resources.clone_from(&config.resources);
     settle_claims(asked.project, &mut plan);
     settle_resources(asked.project, &mut plan).map_err(|problem| Why::Problems(vec![problem]))?;
+    if let Ok(Some(state)) = State::existing() {
+        history::expect(&state, asked.project, &mut plan);
+    }
     plan.orphan_grace = config.orphan_grace.filter(|_| asked.session.is_some());
     Ok(plan)
 }

@@ -19,11 +19,15 @@ use crate::actor::spools::Spools;
 use crate::base::env;
 use crate::base::ids::WorkerNo;
 use crate::logic::sched::{self, Facts};
+use crate::logic::state::TaskState;
 use crate::logic::step::{self, AttemptId, Duty, Ending, Slot, Todo};
+use crate::logic::view::Phase;
 use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft, Ended, Process, Progress};
 use crate::model::plan::Isolate;
 use crate::store::bells;
+use crate::store::history;
+use crate::store::home;
 use crate::store::log::LogError;
 use crate::store::run::{LEADER_LOCK, Run};
 use crate::sys::bell::{self, Bell};
@@ -276,6 +280,7 @@ impl Worker {
             self.synced = true;
             if leaving && self.run.state.view.ended.is_some() {
                 self.run.folder.sweep();
+                self.remember();
                 if self.run.plan.tasks.iter().any(|t| !t.isolate.is_none())
                     && let Err(error) = isolate::remove_all_but(&self.run.folder, Some(self.me))
                 {
@@ -285,6 +290,23 @@ impl Worker {
             if let Err(error) = self.run.sync() {
                 tracing::warn!(%error, "the run could not be synced to disk");
             }
+        }
+    }
+
+    /// Keeps how long tasks took, for the next run of the rule.
+    fn remember(&self) {
+        let Run { folder, plan, state, .. } = &self.run;
+        let took = |(i, task): (usize, &TaskState)| {
+            let ms = task.duration_ms.filter(|_| task.phase == Phase::Done && !task.is_taken)?;
+            Some((i, ms))
+        };
+        let took: Vec<(usize, u64)> = state.tasks.iter().enumerate().filter_map(took).collect();
+        if plan.rule.is_none() || took.is_empty() {
+            return;
+        }
+        let home = home::State::open();
+        if let Err(error) = home.and_then(|home| history::record(&home, &folder.project, plan, &took)) {
+            tracing::warn!(error = format!("{error:#}"), "how long tasks took is not remembered");
         }
     }
 

@@ -18,9 +18,10 @@ use crate::cmd::find;
 use crate::cmd::follow::{self, Followed, Manner};
 use crate::cmd::lease::Standing;
 use crate::logic::leases;
+use crate::logic::pace::{self, Left};
 use crate::logic::sched;
 use crate::logic::signals::Signal;
-use crate::logic::state::State;
+use crate::logic::state::{Held, State};
 use crate::logic::view::{Phase, View};
 use crate::logic::wake::Concern;
 use crate::model::plan::Plan;
@@ -466,10 +467,18 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
         let text = format!("  claude tasks wait for the quota until {at} ({} left)\n", when::ms(left));
         out.push_str(&paint.warn(text));
     }
+    if let Some(left) = run_left(state, plan) {
+        let far = pace::percent(state).map(|p| format!("{p} % done, ")).unwrap_or_default();
+        let _ = writeln!(out, "  {far}{} left", left.text());
+    }
     let rows: Vec<Vec<String>> = (0..state.tasks.len()).map(|i| row(state, plan, i)).collect();
     out.push_str(&table::lay_out(&rows, |r, c, cell| {
         if c == 2 { paint.phase(state.tasks[r].phase, cell) } else { cell.to_owned() }
     }));
+    if state.held != Held::default() {
+        let Held { stop_ms, calls_ms } = state.held;
+        let _ = writeln!(out, "  held the session {} at calls, {} at Stop", when::ms(calls_ms), when::ms(stop_ms));
+    }
     if state.spent_usd > 0.0 {
         let _ = writeln!(out, "  cost ${:.4}", state.spent_usd);
     }
@@ -520,10 +529,21 @@ fn duration_ms(state: &State, i: usize) -> Option<u64> {
     }
 }
 
-fn eta_s(state: &State, i: usize) -> Option<u64> {
-    let task = &state.tasks[i];
-    task.open.as_ref()?;
-    board::eta_s(task, duration_ms(state, i)?, clock::unix_ms())
+/// What a running task still needs.
+fn left(state: &State, plan: &Plan, i: usize) -> Option<Left> {
+    state.tasks[i].open.as_ref()?;
+    board::left(state, plan, i, duration_ms(state, i)?, clock::unix_ms())
+}
+
+/// Whether a running task takes much longer than usual, in words.
+fn slow(state: &State, plan: &Plan, i: usize) -> Option<String> {
+    state.tasks[i].open.as_ref()?;
+    pace::slow(duration_ms(state, i)?, plan.tasks[i].expected)
+}
+
+/// When the whole run may be over.
+fn run_left(state: &State, plan: &Plan) -> Option<Left> {
+    pace::run_left(state, plan, |i| left(state, plan, i))
 }
 
 /// Whether a task was done in the run that this one continues. Here nobody worked on it.
@@ -537,14 +557,19 @@ fn row(state: &State, plan: &Plan, i: usize) -> Vec<String> {
     if let Some(percent) = task.percent {
         said.push(format!("{percent} %"));
     }
-    if let Some(eta) = eta_s(state, i) {
-        said.push(format!("ETA {}", when::ms(eta * 1000)));
+    if let Some(left) = left(state, plan, i) {
+        let by = if left.by_history { " by earlier runs" } else { "" };
+        said.push(format!("ETA {}{by}", when::ms(left.ms)));
     }
+    said.extend(slow(state, plan, i));
     if task.attempts > 1 {
         said.push(lines::attempt(task.attempts, plan.tasks[i].retries.saturating_add(task.refusals)));
     }
     if is_taken(state, i) {
         said.push("taken over".into());
+    }
+    if task.held_ms > 0 {
+        said.push(format!("held the session {}", when::ms(task.held_ms)));
     }
     if task.phase == Phase::Waiting {
         said.push(format!("needs {}", board::unmet(state, plan, i, 3)));
@@ -602,6 +627,15 @@ fn run_json(shown: &Shown) -> Value {
         put("ended", json!(state.last_ts));
         put("duration_ms", json!(when::between(&state.first_ts, &state.last_ts)));
     }
+    if view.ended.is_none() {
+        let left = run_left(state, &run.plan);
+        put("percent", json!(pace::percent(state)));
+        put("eta_s", json!(left.map(|left| left.ms.div_ceil(1000))));
+        put("eta_by_history", left.filter(|left| left.by_history).map_or(Value::Null, |_| true.into()));
+    }
+    if state.held != Held::default() {
+        put("held", json!(state.held));
+    }
     put("max_workers", json!(state.max_workers));
     put("cost_usd", json!(state.spent_usd));
     put("quota_left_ms", json!(quota_ms(state)));
@@ -642,11 +676,18 @@ fn task_json(run: &Run, i: usize) -> Value {
         put("from", json!(plan.from));
     }
     put("percent", json!(task.percent));
-    put("eta_s", json!(eta_s(state, i)));
+    let left = left(state, plan, i);
+    put("eta_s", json!(left.map(|left| left.ms.div_ceil(1000))));
+    put("eta_by_history", left.filter(|left| left.by_history).map_or(Value::Null, |_| true.into()));
+    put("expected_ms", json!(plan.tasks[i].expected));
+    put("slow", slow(state, plan, i).map_or(Value::Null, |_| true.into()));
     put("note", json!(task.note));
     put("line", json!(task.line));
     put("exit", json!(task.exit));
     put("duration_ms", json!(duration_ms(state, i)));
+    if task.held_ms > 0 {
+        put("held_ms", json!(task.held_ms));
+    }
     put("started", json!(task.started));
     put("ended", json!(task.ended));
     put("result", json!(task.result));

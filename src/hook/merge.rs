@@ -9,7 +9,7 @@ use crate::base::hex;
 use crate::base::ids::TaskId;
 use crate::hook::answer::Answer;
 use crate::hook::input::Input;
-use crate::hook::scene::{Open, Scene};
+use crate::hook::scene::{self, Open, Scene};
 use crate::hook::{Held, claim, result};
 use crate::logic::conductor::{self, Needs, Unmerged};
 use crate::logic::view::{DID_NOT_RUN, GUARD_PASSED, MergeState, Rewrite, View, merge_key};
@@ -123,10 +123,14 @@ pub(super) fn answer(scene: &mut Scene, deadline: &Deadline, i: usize, index: us
             Answer::default().rewrite(input).context(&note)
         }
         (event::Answer::Block, Offer::Never(why)) => {
-            Answer::default().deny(&conductor::merge_failed(view, &merge, &shown, &why))
+            Answer::default().deny(&conductor::merge_failed(view, &merge, &shown, &why, scene::now()))
         }
-        (event::Answer::Block, _) => Answer::default().deny(&conductor::merge_refusal(view, &merge, &shown)),
-        (event::Answer::Inject, _) => Answer::default().context(&conductor::merge_refusal(view, &merge, &shown)),
+        (event::Answer::Block, _) => {
+            Answer::default().deny(&conductor::merge_refusal(view, &merge, &shown, scene::now()))
+        }
+        (event::Answer::Inject, _) => {
+            Answer::default().context(&conductor::merge_refusal(view, &merge, &shown, scene::now()))
+        }
         _ => Answer::default(),
     };
     answer.send(&scene.event);

@@ -246,7 +246,7 @@ fn blocking(scene: &mut Scene, prompt: &str) -> anyhow::Result<Vec<(usize, Strin
         if said || !crew::tend(&run.folder, &mut run.hooked)? {
             continue;
         }
-        lines.extend(conductor::still_processing(&run.hooked.view).map(|line| (i, format!("{line}."))));
+        lines.extend(conductor::still_processing(&run.hooked.view, scene::now()).map(|line| (i, format!("{line}."))));
     }
     Ok(lines)
 }
@@ -278,7 +278,7 @@ fn still_running(scene: &Scene) -> Option<String> {
         .runs
         .iter()
         .filter(|r| r.hooked.view.ended.is_none())
-        .filter_map(|r| conductor::still_processing(&r.hooked.view))
+        .filter_map(|r| conductor::still_processing(&r.hooked.view, scene::now()))
         .collect();
     (!lines.is_empty()).then(|| lines.join("; "))
 }

@@ -1,6 +1,7 @@
 //! What the session is told and how its tool calls are answered, as pure functions of a run's view: which claim or merge a
 //! call meets, and cpw's own sentences with bounded, neutralised fields. The texts state facts; they never instruct.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::span::human;
 use crate::base::text;
 use crate::logic::leases::{self, InTheWay};
+use crate::logic::pace::{self, Left};
 use crate::logic::signals::{self, Call, Now, Occasion};
 use crate::logic::view::{Brief, CANNOT_MERGE, Happened, LOST_BEFORE, MergeState, NEED_FAILED, News, Phase, View};
 use crate::model::event::Holder;
@@ -232,22 +234,43 @@ pub(super) fn who(worker: Option<WorkerNo>) -> String {
     worker.map_or_else(|| "a worker".into(), |w| w.to_string())
 }
 
+/// For how long the open attempt of a task has gone on, in milliseconds; 0 where the clock is another one.
+fn elapsed_ms(view: &View, brief: &Brief, now: Now<'_>) -> u64 {
+    if view.boot_id == now.boot_id { now.ms.saturating_sub(brief.since_ms) } else { 0 }
+}
+
 /// How a task stands, in a few words: `W1 80 %`, `W2 done`, `analyze-ui waiting`.
-fn standing(task: &TaskId, brief: &Brief) -> String {
+fn standing(task: &TaskId, brief: &Brief, view: &View, now: Now<'_>) -> String {
     match (brief.phase, brief.worker) {
-        (Phase::Running, Some(w)) => match brief.percent {
-            Some(p) => format!("{w} {p} % ({})", name_of(task, brief.label.as_deref())),
-            None => format!("{w} working on {}", name_of(task, brief.label.as_deref())),
-        },
+        (Phase::Running, Some(w)) => {
+            let name = name_of(task, brief.label.as_deref());
+            let slow = pace::slow(elapsed_ms(view, brief, now), brief.expected_ms);
+            match (brief.percent, slow) {
+                (Some(p), Some(slow)) => format!("{w} {p} % ({name}, {slow})"),
+                (Some(p), None) => format!("{w} {p} % ({name})"),
+                (None, Some(slow)) => format!("{w} working on {name} ({slow})"),
+                (None, None) => format!("{w} working on {name}"),
+            }
+        }
         (Phase::Done, Some(w)) => format!("{w} done ({})", name_of(task, brief.label.as_deref())),
         (phase, _) => format!("{} {}", name_of(task, brief.label.as_deref()), phase.word().replace('_', " ")),
     }
 }
 
-/// The longest of what the running tasks said they still need.
-fn eta(view: &View) -> Option<String> {
-    let longest = view.running().filter_map(|(_, b)| b.eta_s).max()?;
-    Some(format!("about {}", human(Duration::from_secs(longest))))
+/// The longest of what the running tasks still need: as they said, else as earlier runs tell.
+fn eta(view: &View, now: Now<'_>) -> Option<String> {
+    let left = |b: &Brief| match b.eta_s {
+        Some(s) => Some(Left { ms: s.saturating_mul(1000), by_history: false }),
+        None => pace::expected_left(elapsed_ms(view, b, now), b.expected_ms),
+    };
+    view.running().filter_map(|(_, b)| left(b)).max_by_key(|left| left.ms).map(Left::text)
+}
+
+/// Workers that are done with what a merge still needs and do nothing else now.
+fn done_by(view: &View) -> BTreeSet<u32> {
+    let by = |phase: Phase| view.tasks.values().filter(move |b| b.phase == phase).filter_map(|b| Some(b.worker?.0));
+    let busy: BTreeSet<u32> = by(Phase::Running).collect();
+    by(Phase::Done).filter(|n| !busy.contains(n)).collect()
 }
 
 /// How far the whole run is, in percent, where a running task has said so of itself. A run of one task is as far as that.
@@ -261,24 +284,32 @@ fn percent(view: &View) -> Option<u64> {
     Some((over * 100 + told.iter().sum::<u64>()) / u64::from(counts.total))
 }
 
-/// `Workers still processing: W1 80 %, W3 45 % (62 % of all, about 30 s)`, or nothing when none is.
-pub fn still_processing(view: &View) -> Option<String> {
+/// `Workers still processing: W1 80 % (api.py), W2 done, W3 45 % (ui.py) (62 % of all, about 30 s)`, or nothing when none is.
+pub fn still_processing(view: &View, now: Now<'_>) -> Option<String> {
     let open = view.counts.open();
     if open == 0 {
         return None;
     }
-    let running: Vec<String> = view.running().take(12).map(|(id, b)| standing(id, b)).collect();
-    let mut out = if running.is_empty() {
+    let mut shown: Vec<(u32, String)> = view
+        .running()
+        .take(12)
+        .map(|(id, b)| (b.worker.map_or(u32::MAX, |w| w.0), standing(id, b, view, now)))
+        .collect();
+    let mut out = if shown.is_empty() {
         "Workers still to come".to_owned()
     } else {
-        format!("Workers still processing: {}", running.join(", "))
+        shown.extend(done_by(view).into_iter().take(12).map(|n| (n, format!("{} done", WorkerNo(n)))));
+        shown.sort_by_key(|(n, _)| *n);
+        shown.truncate(12);
+        let parts: Vec<&str> = shown.iter().map(|(_, text)| text.as_str()).collect();
+        format!("Workers still processing: {}", parts.join(", "))
     };
     let others = open.saturating_sub(u32::try_from(view.running().count()).unwrap_or(u32::MAX));
     if others > 0 {
         let _ = write!(out, "; {others} more task{} waiting", if others == 1 { "" } else { "s" });
     }
     let far = percent(view).map(|p| format!("{p} % of all"));
-    let pace: Vec<String> = [far, eta(view)].into_iter().flatten().collect();
+    let pace: Vec<String> = [far, eta(view, now)].into_iter().flatten().collect();
     if !pace.is_empty() {
         let _ = write!(out, " ({})", pace.join(", "));
     }
@@ -424,7 +455,7 @@ pub fn news(view: &View, shown: &str, max: usize, occasion: Occasion, now: Now<'
     let left_out = |n: usize| format!("and {n} more, all under {shown}/workers.");
     let mut last: Vec<String> = ends.iter().map(|n| news_line(n, view, shown)).collect();
     if view.ended.is_none()
-        && let Some(still) = still_processing(view)
+        && let Some(still) = still_processing(view, now)
     {
         last.push(format!("{}.", text::one_line(&still, max / 3)));
     }
@@ -494,8 +525,14 @@ pub fn claim_refusal(task: &TaskId, brief: &Brief, path: &str, now_ms: u64) -> S
     if let Some(p) = brief.percent {
         let _ = write!(out, ", {p} % done");
     }
+    let elapsed = now_ms.saturating_sub(brief.since_ms);
+    let running = brief.phase == Phase::Running;
     if let Some(eta) = brief.eta_s {
         let _ = write!(out, ", about {} left", human(Duration::from_secs(eta)));
+    } else if let Some(left) = pace::expected_left(elapsed, brief.expected_ms).filter(|_| running) {
+        let _ = write!(out, ", about {} left by earlier runs", human(Duration::from_secs(left.ms.div_ceil(1000))));
+    } else if let Some(slow) = pace::slow(elapsed, brief.expected_ms).filter(|_| running) {
+        let _ = write!(out, ", {slow}");
     }
     out.push_str(". Its result is reported here when it is done; other files are free.");
     out
@@ -625,13 +662,13 @@ pub fn lease_passed(in_the_way: &InTheWay<'_>, view: &View, now_ms: u64) -> Stri
 }
 
 /// Why a call that meets a merge is refused while its needs are open.
-pub fn merge_refusal(view: &View, merge: &MergeState, shown: &str) -> String {
+pub fn merge_refusal(view: &View, merge: &MergeState, shown: &str, now: Now<'_>) -> String {
     let needs = || merge.rule.needs.iter();
     let states: Vec<String> = needs()
         .take(20)
-        .map(|id| view.tasks.get(id).map_or_else(|| format!("{id} waiting"), |b| standing(id, b)))
+        .map(|id| view.tasks.get(id).map_or_else(|| format!("{id} waiting"), |b| standing(id, b, view, now)))
         .collect();
-    let eta = eta(view).map_or_else(String::new, |e| format!(", {e}"));
+    let eta = eta(view, now).map_or_else(String::new, |e| format!(", {e}"));
     let mut out = format!("The results that belong into this call are not all there yet: {}{eta}.", states.join(", "));
     let there = needs().filter_map(|id| view.tasks.get(id)?.result.as_deref().map(|result| (id, result)));
     for (i, (id, result)) in there.take(8).enumerate() {
@@ -669,7 +706,7 @@ impl Unmerged {
 }
 
 /// What a call is refused with once because its merge cannot be made: which results there are, and where.
-pub fn merge_failed(view: &View, merge: &MergeState, shown: &str, why: &Unmerged) -> String {
+pub fn merge_failed(view: &View, merge: &MergeState, shown: &str, why: &Unmerged, now: Now<'_>) -> String {
     let mut out = match why {
         Unmerged::NeedFailed => "Not every result that belongs into this call exists:".to_owned(),
         Unmerged::NotText(field) => format!(
@@ -687,7 +724,7 @@ pub fn merge_failed(view: &View, merge: &MergeState, shown: &str, why: &Unmerged
     };
     for id in merge.rule.needs.iter().take(40) {
         let Some(brief) = view.tasks.get(id) else { continue };
-        let _ = write!(out, "\n- {}", standing(id, brief));
+        let _ = write!(out, "\n- {}", standing(id, brief, view, now));
         if let Some(result) = &brief.result {
             let _ = write!(out, " — result: {}", place(shown, result));
         }
@@ -992,6 +1029,44 @@ mod tests {
     }
 
     #[test]
+    fn where_a_task_says_nothing_earlier_runs_tell_and_one_that_is_slow_is_called_so() {
+        let mut tasks = ["a", "b", "c"].map(task);
+        for task in &mut tasks {
+            task.claims = vec!["x".into()];
+        }
+        tasks[0].expected = Some(34_000);
+        let mut plan = plan(tasks.into());
+        plan.conductor.on_claimed = crate::model::plan::OnClaimed::Redirect;
+        let mut view = View::new(&plan);
+        tell(&mut view, None, run_started(&plan, "boot"));
+        let start = |view: &mut View, n: u32, task: &str, expected_ms| {
+            let body = Body::Started(Started { mono_ms: 1000, expected_ms, ..Started::default() });
+            let seq = view.seq + 1;
+            let draft = crate::model::event::Draft::attempt(Some(WorkerNo(n)), &TaskId::new(task).unwrap(), 1, body);
+            view.apply(&Event::new(draft, seq, String::new()));
+        };
+        start(&mut view, 1, "a", Some(34_000));
+        start(&mut view, 2, "b", None);
+        start(&mut view, 3, "c", Some(1000));
+        tell(&mut view, Some("a"), Body::Progress(Progress { percent: Some(80), ..Progress::default() }));
+        tell(&mut view, Some("b"), done("fine"));
+        view.tasks.get_mut(&TaskId::new("b").unwrap()).unwrap().worker = Some(WorkerNo(2));
+        assert_eq!(
+            still_processing(&view, NOW).unwrap(),
+            "Workers still processing: W1 80 % (a), W2 done, W3 working on c (60 % of all, about 30 s, by earlier runs)"
+        );
+        let later = Now { ms: 61_000, boot_id: "boot" };
+        assert_eq!(
+            still_processing(&view, later).unwrap(),
+            "Workers still processing: W1 80 % (a), W2 done, W3 working on c (slow: 1 min, usually 1.0 s) (60 % of all)"
+        );
+        let brief = |task: &str| view.tasks[&TaskId::new(task).unwrap()].clone();
+        let refusal = |task: &str, now_ms| claim_refusal(&TaskId::new(task).unwrap(), &brief(task), "x", now_ms);
+        assert!(refusal("a", 5000).contains("80 % done, about 30 s left by earlier runs. "), "{}", refusal("a", 5000));
+        assert!(refusal("c", 61_000).contains("for 1 min, slow: 1 min, usually 1.0 s. "), "{}", refusal("c", 61_000));
+    }
+
+    #[test]
     fn who_still_works_follows_the_news() {
         let mut view = begun(vec![task("a"), task("b")]);
         tell(
@@ -1133,7 +1208,7 @@ mod tests {
             prop_assert!(is_tame(&refusal, 1) && refusal.chars().count() < 600, "{refusal}");
             prop_assert!(is_tame(&claim_note(&first, &brief, SHOWN, Some(&foreign[0].1), true), 1));
             prop_assert!(is_tame(&claim_passed(&first, &brief, Some(&foreign[0].1)), 1));
-            let still = still_processing(&view).unwrap();
+            let still = still_processing(&view, NOW).unwrap();
             prop_assert!(is_tame(&still, 1));
             // Some tasks still run, or all is over.
             let ends = if over { made } else { made - 1 };

@@ -7,6 +7,7 @@ pub mod command;
 pub mod conductor;
 pub mod glance;
 pub mod leases;
+pub mod pace;
 pub mod sched;
 pub mod session;
 pub mod signals;

@@ -38,6 +38,8 @@ pub(crate) fn task(id: &str) -> Task {
         isolate: Isolate::None,
         priority: 0,
         item: None,
+        draft: None,
+        expected: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
-use crate::model::event::{Awaited, Body, Ended, Event, Process, ResultFile, Started, Usage};
+use crate::model::event::{Awaited, Body, Decision, Ended, Event, Process, ResultFile, Started, Usage};
 use crate::model::plan::{Need, Plan};
 
 /// So many lost attempts of a task within a minute end it: something about it kills workers.
@@ -76,6 +76,8 @@ pub struct TaskState {
     pub ended: Option<String>,
     /// The checkpoints that it has come to, with what it handed over last.
     pub checkpoints: BTreeMap<CheckpointName, Option<serde_json::Value>>,
+    /// For how long calls of the session were held on behalf of it, in milliseconds.
+    pub held_ms: u64,
     /// What all attempts cost together.
     pub usage: Usage,
     /// The same in US dollars as the budget counts it: an attempt that was killed before it could say what it has spent is
@@ -130,6 +132,15 @@ pub struct Waits {
 /// The most of them that are known at once.
 const MAX_WAITS: usize = 10_000;
 
+/// For how long the session was held on behalf of a run, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Held {
+    /// By Stop.
+    pub stop_ms: u64,
+    /// Its calls, before they ran.
+    pub calls_ms: u64,
+}
+
 /// Who waits for a task.
 #[derive(Debug, Clone)]
 struct Dependent {
@@ -165,6 +176,8 @@ pub struct State {
     pub unstarted: usize,
     /// `CLOCK_MONOTONIC` in milliseconds when the run began.
     pub since_ms: u64,
+    /// For how long the session was held, in milliseconds.
+    pub held: Held,
     /// Wall-clock time of the first and of the last event, for display.
     pub first_ts: String,
     /// See `first_ts`.
@@ -241,6 +254,7 @@ impl State {
                 started: None,
                 ended: None,
                 checkpoints: BTreeMap::new(),
+                held_ms: 0,
                 usage: Usage::default(),
                 charged_usd: 0.0,
                 refusals: 0,
@@ -259,6 +273,7 @@ impl State {
             running: BTreeSet::new(),
             waits: BTreeMap::new(),
             since_ms: 0,
+            held: Held::default(),
             first_ts: String::new(),
             last_ts: String::new(),
             trace: String::new(),
@@ -324,6 +339,10 @@ impl State {
             self.since_ms = p.mono_ms;
             self.trace.clone_from(&p.trace);
             self.max_workers = p.max_workers;
+            return;
+        }
+        if let Body::Decision(p) = &event.body {
+            self.held(event, p);
             return;
         }
         let Some(i) = event.task.as_ref().and_then(|t| self.index_of(t)) else { return };
@@ -423,6 +442,16 @@ impl State {
         let on = p.on.as_deref().and_then(|on| On::parse(self, on));
         if let Some(on) = on.filter(|_| self.open_attempt(i, event).is_some() && self.waits.len() < MAX_WAITS) {
             self.waits.insert(p.id, Waits { task: i, on });
+        }
+    }
+
+    /// A call was held, or Stop. A task on whose behalf a call was held is named; a merge waits for several, and Stop for all.
+    fn held(&mut self, event: &Event, p: &Decision) {
+        let sum = if p.hook == "Stop" { &mut self.held.stop_ms } else { &mut self.held.calls_ms };
+        *sum = sum.saturating_add(p.held_ms);
+        if let Some(i) = event.task.as_ref().and_then(|t| self.index_of(t)) {
+            let task = &mut self.tasks[i];
+            task.held_ms = task.held_ms.saturating_add(p.held_ms);
         }
     }
 

@@ -262,7 +262,8 @@ fn claim<L: Ledger>(
     let task = &plan.tasks[index];
     let budget_usd = sched::claude_budget(state, plan, index);
     let after = state.tasks[index].after.as_ref().filter(|_| number == 1).map(|on| on.name(plan));
-    let started = Started { cwd: cwd(index), title: task.label(), mono_ms: facts.now_ms, budget_usd, after };
+    let (title, expected_ms) = (task.label(), task.expected);
+    let started = Started { cwd: cwd(index), title, mono_ms: facts.now_ms, budget_usd, after, expected_ms };
     let token = ledger.emit(Draft::attempt(Some(slot.me), &task.id, number, Body::Started(started)))?;
     Ok(Some(AttemptId { index, number, token }))
 }

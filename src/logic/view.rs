@@ -89,6 +89,9 @@ pub struct Brief {
     /// Seconds left, as it estimated last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_s: Option<u64>,
+    /// How long it usually takes, by earlier runs, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_ms: Option<u64>,
     /// Its line for the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<String>,
@@ -398,6 +401,7 @@ impl View {
                 since_ms: 0,
                 percent: None,
                 eta_s: None,
+                expected_ms: task.expected,
                 line: None,
                 result: None,
                 claims: task.claims.clone(),
@@ -671,6 +675,7 @@ impl View {
             since_ms: 0,
             percent: None,
             eta_s: None,
+            expected_ms: None,
             line: None,
             result: None,
             claims: Vec::new(),
@@ -681,6 +686,7 @@ impl View {
         brief.worker = event.worker;
         brief.attempt = event.attempt.unwrap_or(1);
         brief.since_ms = p.mono_ms;
+        brief.expected_ms = p.expected_ms.or(brief.expected_ms);
         brief.percent = None;
         brief.eta_s = None;
         brief.line = None;

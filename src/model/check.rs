@@ -143,6 +143,8 @@ pub(super) fn task_of(draft: &TaskDraft, id: TaskId, action: Action, defaults: &
         isolate: draft.isolate,
         priority: draft.priority,
         item: draft.item.clone(),
+        draft: None,
+        expected: None,
     }
 }
 

@@ -262,6 +262,9 @@ pub struct Started {
     /// What it was waiting for last, `build` or `build@compiled`: that has handed over to it. Of a first attempt only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
+    /// How long it usually takes, by earlier runs, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_ms: Option<u64>,
 }
 
 /// Payload of `progress`.

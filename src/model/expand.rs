@@ -440,6 +440,7 @@ fn fill_task(
     task.env = draft.env.iter().map(|(k, v)| (k.clone(), keep(values.text(v)))).collect();
     task.cwd = draft.cwd.as_ref().map(|c| keep(values.text(c)));
     task.item = values.item.map(|i| keep(i.to_owned()));
+    task.draft = task.item.as_ref().map(|_| keep(draft.id.clone()));
 
     let too_long = |s: &String| s.len() > MAX_STRING;
     let argv = match &task.action {

@@ -241,6 +241,12 @@ pub struct Task {
     /// The item of `for_each`, handed over as `$CPW_ITEM`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<String>,
+    /// The id in the rule, where the task is one of several that were made from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<String>,
+    /// How long it usually takes, by earlier runs of its rule, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<u64>,
 }
 
 impl Task {

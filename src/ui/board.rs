@@ -2,6 +2,7 @@
 //! of a state, a time and a size.
 
 use crate::base::text::one_line;
+use crate::logic::pace::{self, Left};
 use crate::logic::state::{State, TaskState};
 use crate::logic::view::Phase;
 use crate::model::plan::Plan;
@@ -43,6 +44,15 @@ pub fn eta_s(task: &TaskState, elapsed_ms: u64, now_unix_ms: u64) -> Option<u64>
     Some(left_then.saturating_sub(since).div_ceil(1000))
 }
 
+/// What a running task still needs: by its own word, else by earlier runs of its rule.
+pub fn left(state: &State, plan: &Plan, i: usize, elapsed_ms: u64, now_unix_ms: u64) -> Option<Left> {
+    let said = eta_s(&state.tasks[i], elapsed_ms, now_unix_ms);
+    match said {
+        Some(s) => Some(Left { ms: s.saturating_mul(1000), by_history: false }),
+        None => pace::expected_left(elapsed_ms, plan.tasks[i].expected),
+    }
+}
+
 /// The lines of the view; none for a run that has ended.
 pub fn lines(state: &State, plan: &Plan, f: Frame) -> Vec<String> {
     if state.view.ended.is_some() {
@@ -58,7 +68,7 @@ pub fn lines(state: &State, plan: &Plan, f: Frame) -> Vec<String> {
         out.push(f.paint.dim(format!("   and {} more", running.len() - room)));
     }
     out.extend(waiting(state, plan, f));
-    out.push(whole(state, f));
+    out.push(whole(state, plan, f));
     out
 }
 
@@ -77,8 +87,11 @@ fn worker(state: &State, plan: &Plan, i: usize, id_width: usize, f: Frame) -> St
     };
     let id = one_line(plan.tasks[i].id.as_str(), id_width);
     let mut rest = format!("{:>8}", when::ms(elapsed));
-    if let Some(eta) = eta_s(task, elapsed, f.now_unix_ms).filter(|&s| s > 0) {
-        let _ = write!(rest, "  ETA {}", when::ms(eta * 1000));
+    if let Some(left) = left(state, plan, i, elapsed, f.now_unix_ms).filter(|left| left.ms > 0) {
+        let _ = write!(rest, "  ETA {}", when::ms(left.ms));
+    }
+    if let Some(slow) = pace::slow(elapsed, plan.tasks[i].expected) {
+        let _ = write!(rest, "  {}", f.paint.warn(slow));
     }
     if open.number > 1 {
         let _ = write!(rest, "  attempt {}", open.number);
@@ -128,7 +141,7 @@ pub fn unmet(state: &State, plan: &Plan, i: usize, most: usize) -> String {
     text
 }
 
-fn whole(state: &State, f: Frame) -> String {
+fn whole(state: &State, plan: &Plan, f: Frame) -> String {
     let counts = state.view.counts;
     let mut text = format!("    {} of {} done", counts.done, counts.total);
     if counts.failed > 0 {
@@ -138,6 +151,10 @@ fn whole(state: &State, f: Frame) -> String {
         let _ = write!(text, " · {} skipped or cancelled", counts.skipped + counts.cancelled);
     }
     let _ = write!(text, " · {}", when::ms(f.now_ms.saturating_sub(state.since_ms)));
+    let elapsed = |i: usize| state.tasks[i].open.as_ref().map_or(0, |open| f.now_ms.saturating_sub(open.since_ms));
+    if let Some(left) = pace::run_left(state, plan, |i| left(state, plan, i, elapsed(i), f.now_unix_ms)) {
+        let _ = write!(text, " · {} left", left.text());
+    }
     if state.view.cancelled {
         text.push_str(&f.paint.warn(" · cancelling"));
     }

@@ -188,7 +188,9 @@ pub fn any(event: &Event, plan: &Plan, state: &State) -> String {
         Body::Delivered(p) => format!("{} told the session {} news", text(&p.hook), p.news.len() + p.signals.len()),
         Body::Decision(p) => {
             let answer = format!("{:?}", p.answer).to_lowercase();
-            format!("{}{}: {answer}: {}", text(&p.hook), tool(&p.tool), text(&p.reason))
+            let held = if p.held_ms > 0 { format!(" after {}", when::ms(p.held_ms)) } else { String::new() };
+            let by = if task.is_empty() { String::new() } else { format!(" for {task}") };
+            format!("{}{}: {answer}{held}{by}: {}", text(&p.hook), tool(&p.tool), text(&p.reason))
         }
         Body::Observed(p) => format!("{} {} {} {}", text(&p.hook), text(&p.phase), text(&p.tool), text(&p.target)),
         Body::Awaited(p) => match &p.matcher {

@@ -250,6 +250,7 @@ pub(super) fn every_kind() -> Vec<Draft> {
             mono_ms: 7,
             budget_usd: None,
             after: Some("build@compiled".into()),
+            expected_ms: Some(40_000),
         })),
         attempt(Body::Spawned(process())),
         attempt(Body::Progress(Progress {
