@@ -140,6 +140,71 @@ mod tests {
         assert!(kinds[released..].contains(&"signal"), "{kinds:?}");
     }
 
+    fn hook(scratch: &Scratch, hook: &'static str, event: &'static str, more: Value) -> String {
+        let call = Call { hook, event, session: SESSION, client: false, more };
+        let done = scratch.run(scratch.hook(&[], &call), LONG);
+        assert!(done.is_ok(), "{done:?}");
+        done.out
+    }
+
+    /// A run of the rule begins, and its task with it.
+    fn analyze(scratch: &Scratch, prompt: &str) {
+        hook(
+            scratch,
+            "user-prompt-submit",
+            "UserPromptSubmit",
+            json!({"prompt": "Analyze it now", "prompt_id": prompt}),
+        );
+        let started = || scratch.ledger().is_ok_and(|l| l.events.iter().any(|e| e["t"] == "spawned"));
+        scratch.wait("the task begins", started).expect("it does");
+    }
+
+    fn status(scratch: &Scratch) -> (String, Value) {
+        let json: Value = serde_json::from_str(&scratch.cpw(&["status", "--json"]).out).expect("JSON");
+        (scratch.cpw(&["status"]).out, json["runs"][0].clone())
+    }
+
+    #[test]
+    fn a_run_is_expected_to_take_what_earlier_ones_took_and_who_held_the_session_is_shown() {
+        let (_temp, scratch) = scratch();
+        let config = json!({"version": 1, "conductor": {"wait": "150ms"}, "rules": [{
+            "name": "analyze", "when": {"prompt": "(?i)\\banalyze\\b"},
+            "tasks": [{"id": "a", "claims": ["own.txt"], "shell": "until [ -e go ]; do sleep 0.01; done"}]}]});
+        scratch.write(".claude/cpw.json", &config.to_string());
+        assert!(scratch.cpw(&["allow", "--yes"]).is_ok());
+        analyze(&scratch, "p1");
+        let (text, first) = status(&scratch);
+        assert!(first["tasks"][0]["expected_ms"].is_null() && !text.contains("earlier runs"), "{text}");
+        scratch.write("go", "");
+        scratch.wait_for_end().expect("the run ends");
+        let folder = scratch.path("state/history");
+        let files: Vec<_> = std::fs::read_dir(&folder).expect("the folder").flatten().map(|e| e.path()).collect();
+        let [file] = &files[..] else { panic!("one file of one rule: {files:?}") };
+        let mut history: Value = serde_json::from_slice(&std::fs::read(file).expect("it")).expect("JSON");
+        assert_eq!(history["tasks"]["a"].as_array().map(Vec::len), Some(1), "{history}");
+        history["tasks"]["a"] = json!([60_000]);
+        std::fs::write(file, history.to_string()).expect("it is written");
+        std::fs::remove_file(scratch.project().join("go")).expect("it was there");
+        analyze(&scratch, "p2");
+        let read = json!({"tool_name": "Read", "tool_input": {"file_path": scratch.project().join("own.txt")}, "tool_use_id": "t1"});
+        let refused = hook(&scratch, "pre-tool-use", "PreToolUse", read);
+        assert!(refused.contains("left by earlier runs"), "{refused}");
+        let (text, run) = status(&scratch);
+        let task = &run["tasks"][0];
+        assert_eq!((&task["expected_ms"], &task["eta_by_history"]), (&json!(60_000), &json!(true)), "{run:#}");
+        assert!(run["eta_s"].as_u64().is_some_and(|s| s <= 60) && run["eta_by_history"] == true, "{run:#}");
+        assert!(text.contains("by earlier runs left") && text.contains(" by earlier runs · "), "{text}");
+        // It is what the log says, for each call.
+        let held = events(&scratch, "decision")[0]["payload"]["held_ms"].as_u64().expect("a time");
+        assert!(held >= 150);
+        assert_eq!((&task["held_ms"], &run["held"]["calls_ms"]), (&json!(held), &json!(held)), "{run:#}");
+        assert!(text.contains("· held the session ") && text.contains(" at calls, "), "{text}");
+        let events = scratch.cpw(&["events"]).out;
+        assert!(events.contains("PreToolUse Read: block after "), "{events}");
+        scratch.write("go", "");
+        scratch.wait_for_end().expect("the run ends");
+    }
+
     #[test]
     fn v14_a_signal_to_a_session_that_is_gone_is_shown_until_its_time_is_over() {
         let (_temp, scratch) = scratch();

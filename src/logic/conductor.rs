@@ -669,7 +669,12 @@ pub fn merge_refusal(view: &View, merge: &MergeState, shown: &str, now: Now<'_>)
         .map(|id| view.tasks.get(id).map_or_else(|| format!("{id} waiting"), |b| standing(id, b, view, now)))
         .collect();
     let eta = eta(view, now).map_or_else(String::new, |e| format!(", {e}"));
-    let mut out = format!("The results that belong into this call are not all there yet: {}{eta}.", states.join(", "));
+    let what = if merge.rule.set.is_empty() {
+        "This call comes after tasks that are not all done yet"
+    } else {
+        "The results that belong into this call are not all there yet"
+    };
+    let mut out = format!("{what}: {}{eta}.", states.join(", "));
     let there = needs().filter_map(|id| view.tasks.get(id)?.result.as_deref().map(|result| (id, result)));
     for (i, (id, result)) in there.take(8).enumerate() {
         let before = if i == 0 { " Finished: " } else { ", " };
@@ -708,6 +713,9 @@ impl Unmerged {
 /// What a call is refused with once because its merge cannot be made: which results there are, and where.
 pub fn merge_failed(view: &View, merge: &MergeState, shown: &str, why: &Unmerged, now: Now<'_>) -> String {
     let mut out = match why {
+        Unmerged::NeedFailed if merge.rule.set.is_empty() => {
+            "This call comes after tasks that were to be done before it, and not all of them are:".to_owned()
+        }
         Unmerged::NeedFailed => "Not every result that belongs into this call exists:".to_owned(),
         Unmerged::NotText(field) => format!(
             "Results belong into this call's {}, but it holds no text that they could be put into. They are:",

@@ -2,6 +2,7 @@
 //! fold of its own, so that a hook can take it from the index and apply only the events that came after; its size is
 //! bounded by what is live, not by the length of the log. The whole state, with every task, is `logic::state`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -653,7 +654,10 @@ impl View {
             task: event.task.clone(),
             label,
             worker: event.worker,
-            line: p.data.as_ref().map(|data| text::one_line(&data.to_string(), MAX_HANDED)),
+            line: p.data.as_ref().map(|data| {
+                let written = data.as_str().map_or_else(|| Cow::Owned(data.to_string()), Cow::Borrowed);
+                text::one_line(&written, MAX_HANDED)
+            }),
             result: None,
             checkpoint: Some(p.name.clone()),
         });
