@@ -576,6 +576,8 @@ fn plan() -> Plan {
         isolate: Isolate::None,
         priority: 0,
         item: None,
+        draft: None,
+        expected: None,
     };
     Plan {
         version: VERSION,

@@ -256,6 +256,8 @@ fn task(i: usize) -> Task {
         isolate: Isolate::None,
         priority: 0,
         item: Some(file(i)),
+        draft: None,
+        expected: None,
     }
 }
 
