@@ -52,7 +52,7 @@ pub enum Command {
     Logs(cmd::logs::Args),
     /// Show the events of a run
     Events(cmd::events::Args),
-    /// Wait until a task is done, a run has ended, or the session has made a call
+    /// Wait until tasks are done, have come to checkpoints, votes are decided, a run has ended, or the session has made a call
     Wait(cmd::wait::Args),
     /// Print the result of a task
     Result(cmd::result::Args),
@@ -72,6 +72,8 @@ pub enum Command {
     Checkpoint(cmd::checkpoint::Args),
     /// Inside a task: say something to the session, or keep it from doing something
     Signal(cmd::signal::Args),
+    /// Inside a task: vote about something that the plan lets it vote about
+    Vote(cmd::vote::Args),
     /// Run a command while nobody else holds what it needs: a database, a port, a file
     Lease(cmd::lease::Args),
     /// Run one task in the foreground, or work on a run as one of its workers
@@ -118,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Summary(args) => cmd::progress::run_summary(args),
         Command::Checkpoint(args) => cmd::checkpoint::run(args),
         Command::Signal(args) => cmd::signal::run(args),
+        Command::Vote(args) => cmd::vote::run(args),
         Command::Lease(args) => cmd::lease::run(args),
         Command::Worker(args) => cmd::worker::run(args),
     };

@@ -7,7 +7,8 @@ use std::path::Path;
 use crate::base::hex;
 use crate::logic::again::Fate;
 use crate::logic::view::Phase;
-use crate::model::event::{Body, Done, Draft, ResultFile, Skipped, Started};
+use crate::logic::vote::Ballot;
+use crate::model::event::{Body, Done, Draft, ResultFile, Skipped, Started, Vote};
 use crate::model::plan::{Plan, Task};
 use crate::store::home::State;
 use crate::store::run::{self, Origin, Run, RunDir, RunError};
@@ -105,6 +106,14 @@ fn take_over(old: &Run, plan: &Plan, fates: &[Fate], folder: &RunDir) -> Result<
                     cut_bytes: 0,
                 };
                 facts.push(Draft::attempt(None, id, 1, Body::Started(started)));
+                // What it has voted counts again: it will not be asked once more.
+                for poll in &old.state.view.polls {
+                    if let Some(&Ballot::Cast(choice, _)) = poll.voters.get(id) {
+                        let topic = poll.topic.clone();
+                        let vote = Vote { topic, decision: Some(choice), reason: None, refused: None };
+                        facts.push(Draft::attempt(None, id, 1, Body::Vote(vote)));
+                    }
+                }
                 facts.push(Draft::attempt(None, id, 1, Body::Done(done)));
             }
         }

@@ -29,7 +29,7 @@ use crate::base::text;
 use crate::logic::state::State;
 use crate::logic::step::{AttemptId, Ending};
 use crate::model::event::{Body, Done, Ended, Process, Progress, ResultFile, Usage};
-use crate::model::plan::{Action, ClaudeTask, Plan, Task};
+use crate::model::plan::{Action, ClaudeTask, Need, Plan, Task};
 use crate::model::resource::Resource;
 use crate::store::home;
 use crate::store::run::{self, RunDir};
@@ -653,10 +653,16 @@ fn tell_needs(making: Making<'_>, task: &Task, logs: &Dir, name: &str) -> std::i
     Ok(file)
 }
 
-/// What a task is told about the tasks it needs: per need its state, its line and the absolute path of its result.
+/// What a task is told about what it needs: per need the state of a task, its line and the absolute path of its result, or what
+/// came out of a vote.
 fn needs_of(making: Making<'_>, task: &Task) -> serde_json::Value {
     let mut all = serde_json::Map::new();
     for need in &task.needs {
+        if let Need::Verdict(topic, _) = need {
+            let verdict = making.state.view.poll(topic).and_then(|poll| poll.verdict.as_ref());
+            all.insert(need.to_string(), json!({ "verdict": verdict }));
+            continue;
+        }
         let index = need.task().and_then(|task| making.state.index_of(task));
         let Some(state) = index.map(|i| &making.state.tasks[i]) else { continue };
         let path = state.result.as_ref().map(|r| making.folder.path().join(&r.path));

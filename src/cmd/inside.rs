@@ -13,6 +13,7 @@ use crate::base::exit::Wrong;
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
 use crate::model::event::{Body, Draft};
+use crate::store::log::{LogError, Tx};
 use crate::store::run::RunDir;
 
 /// The attempt that this process belongs to.
@@ -37,7 +38,23 @@ impl Inside {
     /// As [`Inside::say`], what is made from the run's view and the number that the event will have, under the log's lock.
     /// Returns that number.
     pub fn say_with(&self, make: impl FnOnce(&View, u64) -> anyhow::Result<Body>) -> anyhow::Result<u64> {
-        let Inside { folder, task, attempt, worker } = self;
+        self.within(|tx| match make(tx.fold, tx.fold.seq + 1) {
+            Ok(body) => self.emit(tx, body).map(Ok),
+            Err(e) => Ok(Err(e)),
+        })
+    }
+
+    /// Adds what the attempt says to a transaction; returns its number.
+    pub fn emit(&self, tx: &mut Tx<'_, View>, body: Body) -> Result<u64, LogError> {
+        tx.emit(Draft::attempt(Some(self.worker), &self.task, self.attempt, body))
+    }
+
+    /// One transaction of the attempt, while it is open; an error where it is over.
+    pub fn within<T>(
+        &self,
+        act: impl FnOnce(&mut Tx<'_, View>) -> Result<anyhow::Result<T>, LogError>,
+    ) -> anyhow::Result<T> {
+        let Inside { folder, task, attempt, .. } = self;
         let mut hooked = folder.open_view()?;
         let written = hooked.transact(folder, |tx| {
             let open = tx.fold.ended.is_none()
@@ -45,10 +62,7 @@ impl Inside {
             if !open {
                 return Ok(None);
             }
-            Ok(Some(match make(tx.fold, tx.fold.seq + 1) {
-                Ok(body) => Ok(tx.emit(Draft::attempt(Some(*worker), task, *attempt, body))?),
-                Err(e) => Err(e),
-            }))
+            act(tx).map(Some)
         });
         match written.context("cannot write to the run's log")? {
             Some(said) => said,

@@ -28,5 +28,6 @@ pub mod run;
 pub mod schema;
 pub mod signal;
 pub mod status;
+pub mod vote;
 pub mod wait;
 pub mod worker;

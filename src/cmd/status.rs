@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::actor::crew::{self, Life, Tended};
 use crate::actor::planner;
 use crate::base::exit::Exit;
-use crate::base::ids::{RunId, WorkerNo};
+use crate::base::ids::{RunId, TaskId, WorkerNo};
 use crate::base::text::one_line;
 use crate::cmd::find;
 use crate::cmd::follow::{self, Followed, Manner};
@@ -23,6 +23,7 @@ use crate::logic::sched;
 use crate::logic::signals::Signal;
 use crate::logic::state::{Held, State};
 use crate::logic::view::{Phase, View};
+use crate::logic::vote::{Ballot, Poll, Tally};
 use crate::logic::wake::Concern;
 use crate::model::plan::Plan;
 use crate::store::bells;
@@ -45,6 +46,9 @@ use crate::ui::when;
 
 /// Runs that are listed without `--all`.
 const LISTED: usize = 10;
+
+/// Voters that are named where they are still to come.
+const VOTERS: usize = 8;
 
 /// Hook errors older than this are not mentioned, in milliseconds.
 const RECENT_MS: u64 = 24 * 3600 * 1000;
@@ -479,6 +483,9 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
         let Held { stop_ms, calls_ms } = state.held;
         let _ = writeln!(out, "  held the session {} at calls, {} at Stop", when::ms(calls_ms), when::ms(stop_ms));
     }
+    for poll in &state.view.polls {
+        let _ = writeln!(out, "  vote {}", poll_text(poll));
+    }
     if state.spent_usd > 0.0 {
         let _ = writeln!(out, "  cost ${:.4}", state.spent_usd);
     }
@@ -511,6 +518,44 @@ fn signals_json(view: &View) -> Value {
     };
     let all: Vec<Value> = pending(view).map(one).collect();
     if all.is_empty() { Value::Null } else { all.into() }
+}
+
+/// How a vote stands, and who is still to come: `deploy: 1 for, 0 against, 2 to come (b, c)`.
+fn poll_text(poll: &Poll) -> String {
+    let mut out = poll.stands();
+    let open: Vec<&str> = open_voters(poll).map(TaskId::as_str).collect();
+    if poll.verdict.is_none() && !open.is_empty() {
+        let more = if open.len() > VOTERS { format!(" and {} more", open.len() - VOTERS) } else { String::new() };
+        let names: Vec<&str> = open.into_iter().take(VOTERS).collect();
+        let _ = write!(out, " ({}{more})", names.join(", "));
+    }
+    out
+}
+
+fn open_voters(poll: &Poll) -> impl Iterator<Item = &TaskId> {
+    poll.voters.iter().filter(|(_, ballot)| **ballot == Ballot::Open).map(|(id, _)| id)
+}
+
+fn poll_json(poll: &Poll) -> Value {
+    let Tally { proceed, abort, open, absent } = poll.tally();
+    let voters: Map<String, Value> = poll
+        .voters
+        .iter()
+        .map(|(id, ballot)| {
+            let word = match ballot {
+                Ballot::Open => json!("open"),
+                Ballot::Cast(choice, _) => json!(choice),
+                Ballot::Absent => json!("absent"),
+            };
+            (id.to_string(), word)
+        })
+        .collect();
+    let verdict = poll.verdict.as_ref();
+    json!({
+        "topic": poll.topic, "verdict": verdict.map(|v| v.result), "no_quorum": verdict.map(|v| v.no_quorum),
+        "quorum": poll.quorum, "rule": poll.rule, "proceed": proceed, "abort": abort, "open": open, "absent": absent,
+        "voters": voters,
+    })
 }
 
 /// For how long no `claude` task starts because the provider's quota is used up, in milliseconds.
@@ -654,6 +699,8 @@ fn run_json(shown: &Shown) -> Value {
     put("error", json!(tended.as_ref().err()));
     let tasks: Vec<Value> = (0..state.tasks.len()).map(|i| task_json(run, i)).collect();
     put("tasks", tasks.into());
+    let votes: Vec<Value> = state.view.polls.iter().map(poll_json).collect();
+    put("votes", if votes.is_empty() { Value::Null } else { votes.into() });
     o.into()
 }
 

@@ -1,4 +1,4 @@
-//! `cpw wait`: waits until tasks are done or have come to checkpoints, a run has ended, or the session has made a call, and
+//! `cpw wait`: waits until tasks are done or have come to checkpoints, votes are decided, a run has ended, or the session has made a call, and
 //! tells which by its exit code. Sleeps until a bell rings; a run whose workers are all dead gets a new one, as with every
 //! command that looks. A task that waits for its own run says so in the log, where who would close a circle is refused.
 
@@ -24,6 +24,7 @@ use crate::logic::wake::Concern;
 use crate::model::event::{Awaited, Body, Draft, Verdict};
 use crate::model::matcher::Matcher;
 use crate::model::plan::Plan;
+use crate::model::vote::Choice;
 use crate::store::bells;
 use crate::store::log::{LogError, Tape};
 use crate::store::registry;
@@ -37,7 +38,7 @@ use crate::ui::print;
 /// For how long a task waits that does not say.
 const INSIDE: Span = Span::from_secs(30 * 60);
 
-/// Wait until tasks are done, have come to checkpoints, a run has ended, or the session has made a call
+/// Wait until tasks are done, have come to checkpoints, votes are decided, a run has ended, or the session has made a call
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     cpw wait --run                    until the newest run here has ended\n  \
@@ -46,21 +47,25 @@ const INSIDE: Span = Span::from_secs(30 * 60);
     cpw wait --checkpoint a@ready --checkpoint b@ready --task c   until all of it has happened\n  \
     cpw wait --run 20261121-10        another run, by a unique beginning of its id\n  \
     cpw wait --task build --timeout 5m && ./deploy.sh\n  \
+    cpw wait --verdict deploy --timeout 5m && ./deploy.sh   until the vote about it is decided\n  \
     cpw wait --conductor 'Read(data1.csv)' --timeout 30s   until the session reads it, or tries to\n  \
     cpw wait --conductor 'Bash(git commit*)'               until it commits\n\n\
     Inside a task it means the task's own run. Waiting costs nothing while nothing happens. Inside a task it lasts at most 30\n\
     minutes without --timeout, and never longer than its attempt; a task that would wait for what waits for it is refused.\n\
     A call of the session counts also if it was made before, where a task claimed its file.\n\
-    Exit code: 0 all of it has happened, the run is ok, the call was made · 1 something of it can no longer happen, and why · \
+    Exit code: 0 all of it has happened, the vote says proceed, the run is ok, the call was made · 1 something of it can no longer happen, and why · \
     3 wrong, or it would wait for ever · 4 not within --timeout · 130 Ctrl-C, which ends only the waiting")]
 pub struct Args {
     /// The task to wait for: its id or a unique beginning of it; several times for several
-    #[arg(long = "task", value_name = "TASK", required_unless_present_any = ["end", "conductor", "checkpoints"],
+    #[arg(long = "task", value_name = "TASK", required_unless_present_any = ["end", "conductor", "checkpoints", "verdicts"],
         conflicts_with_all = ["end", "conductor"])]
     tasks: Vec<String>,
     /// The checkpoint of a task to wait for; several times for several
     #[arg(long = "checkpoint", value_name = "TASK@NAME", conflicts_with_all = ["end", "conductor"])]
     checkpoints: Vec<String>,
+    /// The vote to wait for, by its topic; several times for several
+    #[arg(long = "verdict", value_name = "TOPIC", conflicts_with_all = ["end", "conductor"])]
+    verdicts: Vec<String>,
     /// Wait until the session makes such a call, or tries to: a tool, and in parentheses a glob over its file or command
     #[arg(long, value_name = "CALL", conflicts_with = "end")]
     conductor: Option<String>,
@@ -87,6 +92,8 @@ fn span(text: &str) -> Result<Span, String> {
 enum Aim {
     /// The outcome of a task, or a checkpoint of it.
     Task(On),
+    /// What comes out of a vote, by its place in the plan.
+    Verdict(usize),
     /// The end of the run.
     End,
     /// A call of the session.
@@ -108,6 +115,9 @@ impl Aim {
             let name = CheckpointName::new(name).map_err(|e| wrong(format!("--checkpoint '{shown}': the name {e}")))?;
             aims.push(Aim::Task(On { task: find::task(plan, task)?, checkpoint: Some(name) }));
         }
+        for given in &args.verdicts {
+            aims.push(Aim::Verdict(vote(plan, given)?));
+        }
         if aims.is_empty() {
             aims.push(if args.conductor.is_some() { Aim::Call } else { Aim::End });
         }
@@ -124,6 +134,7 @@ impl Aim {
     fn name(&self, plan: &Plan) -> String {
         match self {
             Aim::Task(on) => on.name(plan),
+            Aim::Verdict(vote) => format!("{}?", plan.votes[*vote].topic),
             Aim::End => "run".into(),
             Aim::Call => "call".into(),
         }
@@ -133,6 +144,7 @@ impl Aim {
     fn concern(&self, plan: &Plan) -> Concern {
         match self {
             Aim::Task(on) => Concern::Task(plan.tasks[on.task].id.clone()),
+            Aim::Verdict(vote) => Concern::Vote(plan.votes[*vote].topic.clone()),
             Aim::End => Concern::End,
             Aim::Call => Concern::Observed,
         }
@@ -266,18 +278,20 @@ impl Waiting {
             let is_own = tx.fold.tasks[own].open.as_ref().is_some_and(|open| open.number == inside.attempt);
             let on: Vec<On> =
                 aims.iter().filter_map(|aim| if let Aim::Task(on) = aim { Some(on.clone()) } else { None }).collect();
-            if !is_own || on.is_empty() || tx.fold.view.ended.is_some() {
+            let votes: Vec<usize> =
+                aims.iter().filter_map(|aim| if let Aim::Verdict(vote) = aim { Some(*vote) } else { None }).collect();
+            if !is_own || on.is_empty() && votes.is_empty() || tx.fold.view.ended.is_some() {
                 return Ok(None);
             }
-            if let Some(why) = circle::refusal(tx.fold, plan, own, &on) {
+            if let Some(why) = circle::refusal(tx.fold, plan, own, &on, &votes) {
                 return Ok(Some(why));
             }
-            for on in on {
-                if one_came(tx.fold, plan, &on).is_some() {
+            for aim in aims {
+                if came(plan, tx.fold, aim).is_some() {
                     continue;
                 }
                 let id = tx.fold.view.seq + 1;
-                let on = Some(on.name(plan));
+                let on = Some(aim.name(plan));
                 let body = Body::Awaited(Awaited { id, matcher: None, on, done: false });
                 tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
                 ids.push(id);
@@ -298,8 +312,9 @@ impl Waiting {
         }
         let said = run.transact(|tx, plan| {
             for id in ids {
-                let Some(waits) = tx.fold.waits.get(&id) else { continue };
-                let on = Some(waits.on.name(plan));
+                let task = tx.fold.waits.get(&id).map(|waits| waits.on.name(plan));
+                let vote = tx.fold.vote_waits.get(&id).map(|(_, vote)| Aim::Verdict(*vote).name(plan));
+                let Some(on) = task.or(vote).map(Some) else { continue };
                 let body = Body::Awaited(Awaited { id, matcher: None, on, done: true });
                 tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
             }
@@ -328,7 +343,7 @@ fn all_came(run: &Run, aims: &[Aim]) -> Option<Came> {
     let mut said = Vec::new();
     let mut open = false;
     for aim in aims {
-        match came(run, aim) {
+        match came(&run.plan, &run.state, aim) {
             Some(Came::Never(why)) => return Some(Came::Never(why)),
             Some(Came::Yes(what)) => said.push(what),
             None => open = true,
@@ -337,9 +352,29 @@ fn all_came(run: &Run, aims: &[Aim]) -> Option<Came> {
     (!open).then(|| Came::Yes(said.join("\n")))
 }
 
-fn came(run: &Run, aim: &Aim) -> Option<Came> {
-    let Run { plan, state, .. } = run;
+/// The place of the vote about a topic.
+fn vote(plan: &Plan, given: &str) -> Result<usize, Wrong> {
+    let topics: Vec<&str> = plan.votes.iter().map(|vote| vote.topic.as_str()).collect();
+    topics.iter().position(|topic| *topic == given).ok_or_else(|| {
+        let what = format!("nobody votes about '{}' in run {}", one_line(given, 80), plan.run);
+        let has = format!("its votes are {}", topics.join(", "));
+        Wrong::with_hint(what, if topics.is_empty() { "its plan has no votes".to_owned() } else { has })
+    })
+}
+
+fn came(plan: &Plan, state: &State, aim: &Aim) -> Option<Came> {
     match aim {
+        Aim::Verdict(vote) => {
+            let poll = &state.view.polls[*vote];
+            match &poll.verdict {
+                None if state.view.ended.is_some() => {
+                    Some(Came::Never(format!("{}; the run has ended", poll.stands())))
+                }
+                None => None,
+                Some(verdict) if verdict.result == Choice::Proceed => Some(Came::Yes(poll.stands())),
+                Some(_) => Some(Came::Never(poll.stands())),
+            }
+        }
         Aim::End => {
             let end = state.view.ended.as_ref()?;
             let said = format!(
@@ -453,10 +488,11 @@ impl Drop for Call {
 /// How it stands while it has not come.
 fn stand(run: &Run, aims: &[Aim]) -> String {
     let Run { plan, state, .. } = run;
-    let open = aims.iter().filter(|aim| came(run, aim).is_none());
+    let open = aims.iter().filter(|aim| came(plan, state, aim).is_none());
     let parts = open.map(|aim| match aim {
         Aim::End => format!("run {} is still active ({})", plan.run, lines::tally(state.view.counts)),
         Aim::Call => format!("the session has made no such call (run {})", plan.run),
+        Aim::Verdict(vote) => state.view.polls[*vote].stands(),
         Aim::Task(On { task, checkpoint }) => {
             let id = &plan.tasks[*task].id;
             let without = checkpoint.as_ref().map(|name| format!(" and has not come to {name}"));

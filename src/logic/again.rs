@@ -3,7 +3,7 @@
 
 use crate::logic::state::State;
 use crate::logic::view::Phase;
-use crate::model::plan::Plan;
+use crate::model::plan::{Need, Plan};
 
 /// What becomes of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,14 @@ pub fn fates(plan: &Plan, state: &State, intact: &[bool], named: Option<&[usize]
             continue;
         }
         fates[i] = Fate::Again;
-        let needs = plan.tasks[i].needs.iter().filter_map(|need| state.index_of(need.task()?));
-        todo.extend(needs.filter(|&need| fates[need] == Fate::Left));
+        let voters = |need: &Need| match need {
+            Need::Verdict(topic, _) => plan.votes.iter().find(|vote| vote.topic == *topic).map(|vote| &vote.voters),
+            Need::End(_) | Need::Checkpoint(..) => None,
+        };
+        let needs = &plan.tasks[i].needs;
+        let needs = needs.iter().flat_map(|need| need.task().into_iter().chain(voters(need).into_iter().flatten()));
+        let needs: Vec<usize> = needs.filter_map(|task| state.index_of(task)).collect();
+        todo.extend(needs.into_iter().filter(|&need| fates[need] == Fate::Left));
         todo.extend(state.all_dependents_of(i).filter(|&d| fates[d] != Fate::Again));
     }
     fates

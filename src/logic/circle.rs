@@ -6,22 +6,37 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
 use crate::logic::state::{On, State};
+use crate::logic::vote::Poll;
 use crate::model::plan::{Need, Plan};
 
-/// Why task `own`, whose attempt is open, must not wait for all of `on`: the circle by name, as what follows "task a ".
-/// `None`: somebody else can bring it about.
-pub fn refusal(state: &State, plan: &Plan, own: usize, on: &[On]) -> Option<String> {
+/// Why task `own`, whose attempt is open, must not wait for all of `on`, nor for what comes out of `votes`, each by its place in
+/// the plan: the circle by name, as what follows "task a ". `None`: somebody else can bring it about.
+pub fn refusal(state: &State, plan: &Plan, own: usize, on: &[On], votes: &[usize]) -> Option<String> {
     let open: Vec<&On> = on.iter().filter(|on| is_open(state, on)).collect();
-    if open.is_empty() {
-        return None;
-    }
+    let voters: Vec<(usize, usize)> =
+        votes.iter().flat_map(|vote| voters(state, *vote).map(|voter| (voter, *vote))).collect();
+    let first = open.first().map(|on| on.task).or(voters.first().map(|(voter, _)| *voter))?;
     if let Some(on) = open.iter().find(|on| on.task == own) {
         let what = if on.checkpoint.is_some() { "come to it" } else { "be done" };
         return Some(format!("would wait for ever: it cannot {what} while it waits"));
     }
-    circle(state, plan, own, &open)
+    if let Some((_, vote)) = voters.iter().find(|(voter, _)| *voter == own) {
+        let topic = &plan.votes[*vote].topic;
+        return Some(format!("would wait for ever: it has not voted about {topic} itself; vote first"));
+    }
+    circle(state, plan, own, &open, &voters)
         .map(|path| format!("would wait for ever: {path}"))
-        .or_else(|| crowd(state, plan, own, open[0]))
+        .or_else(|| crowd(state, plan, own, first))
+}
+
+/// Tasks without whose votes a vote may stay open.
+fn voters(state: &State, vote: usize) -> impl Iterator<Item = usize> + '_ {
+    let poll = state.view.polls.get(vote);
+    poll.into_iter().flat_map(Poll::awaited).filter_map(|task| state.index_of(task))
+}
+
+fn for_vote(plan: &Plan, voter: usize, vote: usize) -> String {
+    format!("waits for the vote of {} about {}", plan.tasks[voter].id, plan.votes[vote].topic)
 }
 
 /// Whether it has neither happened nor become impossible.
@@ -31,7 +46,7 @@ fn is_open(state: &State, on: &On) -> bool {
 }
 
 /// `a waits for b, which needs c@x, which waits for a`, where one way leads back.
-fn circle(state: &State, plan: &Plan, own: usize, open: &[&On]) -> Option<String> {
+fn circle(state: &State, plan: &Plan, own: usize, open: &[&On], votes: &[(usize, usize)]) -> Option<String> {
     let mut waits: BTreeMap<usize, Vec<&On>> = BTreeMap::new();
     for wait in state.waits.values().filter(|w| is_open(state, &w.on)) {
         waits.entry(wait.task).or_default().push(&wait.on);
@@ -43,6 +58,10 @@ fn circle(state: &State, plan: &Plan, own: usize, open: &[&On]) -> Option<String
         from.entry(on.task).or_insert_with(|| (own, format!("waits for {}", on.name(plan))));
         next.push_back(on.task);
     }
+    for (voter, vote) in votes {
+        from.entry(*voter).or_insert_with(|| (own, for_vote(plan, *voter, *vote)));
+        next.push_back(*voter);
+    }
     while let Some(i) = next.pop_front() {
         if i == own {
             break;
@@ -51,7 +70,16 @@ fn circle(state: &State, plan: &Plan, own: usize, open: &[&On]) -> Option<String
         let unmet = |need: &&Need| state.tasks[i].attempts == 0 && !state.is_met(plan, need);
         let needed = plan.tasks[i].needs.iter().filter(unmet);
         let needed = needed.filter_map(|need| Some((state.index_of(need.task()?)?, format!("needs {need}"))));
-        for (task, how) in waited.chain(needed) {
+        let on_votes = state.vote_waits.values().filter(|(task, _)| *task == i);
+        let on_votes = on_votes.flat_map(|(_, vote)| voters(state, *vote).map(|v| (v, for_vote(plan, v, *vote))));
+        let verdicts = plan.tasks[i].needs.iter().filter(unmet).filter_map(|need| {
+            let Need::Verdict(topic, _) = need else { return None };
+            Some((plan.votes.iter().position(|vote| vote.topic == *topic)?, need))
+        });
+        let verdicts = verdicts.flat_map(|(vote, need)| {
+            voters(state, vote).map(move |v| (v, format!("needs {need}, about which {} votes", plan.tasks[v].id)))
+        });
+        for (task, how) in waited.chain(needed).chain(on_votes).chain(verdicts) {
             let is_over = state.tasks[task].phase.is_final();
             if !is_over && !from.contains_key(&task) {
                 from.insert(task, (i, how));
@@ -74,14 +102,17 @@ fn circle(state: &State, plan: &Plan, own: usize, open: &[&On]) -> Option<String
 }
 
 /// Nobody is left to run what is waited for, where all who run wait and no more may run.
-fn crowd(state: &State, plan: &Plan, own: usize, on: &On) -> Option<String> {
-    let waits = |i: usize| i == own || state.waits.values().any(|w| w.task == i && is_open(state, &w.on));
+fn crowd(state: &State, plan: &Plan, own: usize, on: usize) -> Option<String> {
+    let for_task = |i: usize| state.waits.values().any(|w| w.task == i && is_open(state, &w.on));
+    let for_vote =
+        |i: usize| state.vote_waits.values().any(|(task, vote)| *task == i && voters(state, *vote).next().is_some());
+    let waits = |i: usize| i == own || for_task(i) || for_vote(i);
     let is_full = state.running.len() >= state.max_workers as usize;
     if !is_full || !state.running.iter().all(|&i| waits(i)) {
         return None;
     }
     let n = state.max_workers;
-    let mut out = format!("would wait for ever: nobody is left to run {}", plan.tasks[on.task].id);
+    let mut out = format!("would wait for ever: nobody is left to run {}", plan.tasks[on].id);
     let others: Vec<&str> =
         state.running.iter().filter(|&&i| i != own).take(8).map(|&i| plan.tasks[i].id.as_str()).collect();
     let tasks = if n == 1 { "task" } else { "tasks" };
@@ -96,8 +127,9 @@ fn crowd(state: &State, plan: &Plan, own: usize, on: &On) -> Option<String> {
 mod tests {
     use super::*;
     use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
-    use crate::logic::simulation::{done, plan, run_started, task};
-    use crate::model::event::{Awaited, Body, Checkpoint, Draft, Ended, Event, Started};
+    use crate::logic::simulation::{done, plan, run_started, task, vote};
+    use crate::model::event::{Awaited, Body, Checkpoint, Draft, Ended, Event, Started, Vote};
+    use crate::model::vote::Choice;
 
     fn id(name: &str) -> TaskId {
         TaskId::new(name).unwrap()
@@ -146,7 +178,12 @@ mod tests {
 
         fn refused(&self, own: &str, on: &[&str]) -> Option<String> {
             let on: Vec<On> = on.iter().map(|on| On::parse(&self.state, on).unwrap()).collect();
-            refusal(&self.state, &self.plan, self.state.index_of(&id(own)).unwrap(), &on)
+            refusal(&self.state, &self.plan, self.state.index_of(&id(own)).unwrap(), &on, &[])
+        }
+
+        /// The same for the verdict of the run's vote.
+        fn refused_verdict(&self, own: &str) -> Option<String> {
+            refusal(&self.state, &self.plan, self.state.index_of(&id(own)).unwrap(), &[], &[0])
         }
     }
 
@@ -192,6 +229,34 @@ mod tests {
         let ended = Ended { will_retry: true, retry_at: Some(9), ..Ended::default() };
         s.of("b", 1, Body::Failed(ended));
         assert_eq!(s.refused("a", &["b"]), None, "a further attempt may do otherwise");
+    }
+
+    #[test]
+    fn who_waits_for_a_verdict_waits_for_those_who_have_not_voted() {
+        let mut s = Scene::new(&[("c", "b"), ("d", "t?proceed")], 8);
+        s.plan.votes.push(vote("t", &["a", "c"], |_| ()));
+        s.state = State::new(&s.plan);
+        s.tell(Draft::run(run_started(&s.plan, "boot")));
+        for task in ["a", "b", "e"] {
+            s.begin(task);
+        }
+        assert_eq!(s.refused_verdict("e"), None);
+        assert_eq!(s.refused_verdict("a").unwrap(), format!("{EVER}it has not voted about t itself; vote first"));
+        let path = "b waits for the vote of c about t, which needs b";
+        assert_eq!(s.refused_verdict("b").unwrap(), format!("{EVER}{path}"));
+        assert_eq!(
+            s.refused("a", &["d"]).unwrap(),
+            format!("{EVER}a waits for d, which needs t?proceed, about which a votes")
+        );
+        // Who waits for it is waited for in vain by those it waits for.
+        s.await_on("e", "t?");
+        assert_eq!(
+            s.refused("a", &["e"]).unwrap(),
+            format!("{EVER}a waits for e, which waits for the vote of a about t")
+        );
+        let topic = s.plan.votes[0].topic.clone();
+        s.of("a", 1, Body::Vote(Vote { topic, decision: Some(Choice::Proceed), reason: None, refused: None }));
+        assert_eq!((s.refused_verdict("a"), s.refused("a", &["e"])), (None, None), "it has voted");
     }
 
     #[test]

@@ -354,6 +354,9 @@ fn join_within(names: &[String], room: usize) -> String {
 }
 
 fn news_line(news: &News, view: &View, shown: &str) -> String {
+    if news.what == Happened::Decided {
+        return news.line.clone().unwrap_or_default();
+    }
     let Some(task) = &news.task else {
         let counts = view.counts;
         let mut parts = vec![format!("{} done", counts.done)];
@@ -382,7 +385,7 @@ fn news_line(news: &News, view: &View, shown: &str) -> String {
                 news.line.as_deref().map_or_else(String::new, |l| text::one_line(l, 80))
             )
         }
-        Happened::Ended => name,
+        Happened::Ended | Happened::Decided => name,
     };
     if let Some(line) = &news.line {
         match (news.what, view.conductor.worker_text) {
@@ -435,7 +438,7 @@ pub fn has_news(view: &View, occasion: Occasion, now: Now<'_>) -> bool {
 
 /// Whether it is told however much was told before.
 fn matters(news: &News) -> bool {
-    matches!(news.what, Happened::Failed | Happened::Ended)
+    matches!(news.what, Happened::Failed | Happened::Decided | Happened::Ended)
 }
 
 /// Everything that is new in a run and due on an occasion, most important first, within `max` characters. What does not fit

@@ -17,4 +17,5 @@ pub mod state;
 pub mod step;
 pub mod taken;
 pub mod view;
+pub mod vote;
 pub mod wake;

@@ -4,11 +4,13 @@
 
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::sum::sum;
-use crate::logic::state::{Attempt, MAX_CRASHES, MAX_REFUSALS, State, TaskState};
+use crate::logic::state::{Attempt, Cause, MAX_CRASHES, MAX_REFUSALS, State, TaskState};
 use crate::logic::taken;
 use crate::logic::view::{End, Phase};
+use crate::logic::vote::Poll;
 use crate::model::event::{Body, Draft, Ended, Reason, RunEnded, Skipped, Verdict};
 use crate::model::plan::{Need, Plan};
+use crate::model::vote::Choice;
 
 /// Within this time, in milliseconds, [`MAX_CRASHES`] of one task are too many.
 const CRASH_MS: u64 = 60_000;
@@ -193,6 +195,11 @@ pub fn consequences(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> 
     }
     let mut out = lost_workers(state, plan, facts);
     if out.is_empty() {
+        // Whoever can still vote does so before the run ends: then the last of them has come to its end.
+        let now_ms = (state.view.boot_id == facts.boot_id).then_some(facts.now_ms);
+        out.extend(state.view.due_verdicts(now_ms).map(|verdict| Draft::run(Body::Verdict(verdict))));
+    }
+    if out.is_empty() {
         out = closed_tasks(state, plan, facts);
     }
     if out.is_empty() && state.view.counts.open() == 0 {
@@ -253,7 +260,7 @@ fn closed_tasks(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
     }
     // Everything behind a task that failed goes in the same write, each task once and with the nearest cause.
     let mut seen = vec![false; state.tasks.len()];
-    let mut queue: Vec<(usize, usize)> = state.doomed.iter().map(|(&i, &cause)| (i, cause)).collect();
+    let mut queue: Vec<(usize, Cause)> = state.doomed.iter().map(|(&i, &cause)| (i, cause)).collect();
     let mut next = 0;
     while next < queue.len() {
         let (i, cause) = queue[next];
@@ -261,12 +268,19 @@ fn closed_tasks(state: &State, plan: &Plan, facts: Facts<'_>) -> Vec<Draft> {
         if std::mem::replace(&mut seen[i], true) || state.tasks[i].phase.is_final() || state.tasks[i].open.is_some() {
             continue;
         }
-        let because = match state.tasks[cause].phase {
-            Phase::Done => format!("{} ended without the checkpoint that it needs", plan.tasks[cause].id),
-            _ => plan.tasks[cause].id.to_string(),
+        let because = match cause {
+            Cause::Task(cause) if state.tasks[cause].phase == Phase::Done => {
+                format!("{} ended without the checkpoint that it needs", plan.tasks[cause].id)
+            }
+            Cause::Task(cause) => plan.tasks[cause].id.to_string(),
+            Cause::Vote(vote) => {
+                let poll = &state.view.polls[vote];
+                let said = poll.verdict.as_ref().map_or(Choice::Abort, |verdict| verdict.result);
+                format!("the vote {} said {said}", poll.topic)
+            }
         };
         out.push(skipped(&plan.tasks[i].id, because));
-        queue.extend(state.dependents_of(i).map(|d| (d, i)));
+        queue.extend(state.dependents_of(i).map(|d| (d, Cause::Task(i))));
     }
     out
 }
@@ -276,6 +290,11 @@ fn in_vain<'p>(state: &State, plan: &'p Plan, i: usize) -> Option<&'p Need> {
     let ran = |need: &&Need| need.task().and_then(|t| state.index_of(t)).is_some_and(|n| state.tasks[n].attempts > 0);
     let needs = (state.tasks[i].phase == Phase::Skipped).then(|| plan.tasks[i].needs.iter())?;
     needs.filter(|need| need.checkpoint().is_some() && !state.is_met(plan, need)).find(ran)
+}
+
+/// Whether task `i` needs another outcome of a vote than it had.
+fn outvoted(state: &State, plan: &Plan, i: usize) -> bool {
+    plan.tasks[i].needs.iter().any(|need| matches!(need, Need::Verdict(..)) && !state.is_met(plan, need))
 }
 
 fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
@@ -306,6 +325,10 @@ fn verdict(state: &State, plan: &Plan, facts: Facts<'_>) -> RunEnded {
         (Verdict::Failed, if more == 0 { format!("{first} failed") } else { format!("{first} and {more} more failed") })
     } else if let Some(need) = (0..state.tasks.len()).find_map(|i| in_vain(state, plan, i)) {
         (Verdict::Failed, format!("{need} was waited for in vain"))
+    } else if let Some(poll) = state.view.polls.iter().find(|p| p.verdict.as_ref().is_some_and(|v| v.escalates)) {
+        (Verdict::Failed, format!("the vote {} said {}", poll.topic, Choice::Abort))
+    } else if state.tasks.iter().enumerate().any(|(i, t)| t.phase == Phase::Skipped && outvoted(state, plan, i)) {
+        (Verdict::Ok, format!("all tasks that were to run are done, {} skipped after a vote", counts.skipped))
     } else if counts.skipped > 0 {
         // Nothing failed, so that they were left out on purpose, by whoever continued another run.
         (Verdict::Ok, format!("all tasks that were asked for are done, {} left out", counts.skipped))
@@ -443,7 +466,9 @@ pub fn next_moment(state: &State, plan: &Plan, now_ms: u64) -> Option<u64> {
         && (AT_ONCE..state.max_workers as usize).contains(&state.view.workers.len());
     let settled = open_attempts(state).map(|open| open.since_ms.saturating_add(SETTLED_MS)).filter(|at| *at > now_ms);
     let settled = settled.min().filter(|_| more);
-    [retry, gate, end, settled].into_iter().flatten().min()
+    let polls = state.view.polls.iter().filter(|poll| poll.verdict.is_none());
+    let poll = polls.filter_map(Poll::closes_at).filter(|at| *at > now_ms).min();
+    [retry, gate, end, settled, poll].into_iter().flatten().min()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::ids::{TaskId, WorkerNo};
+use crate::base::ids::{TaskId, Topic, WorkerNo};
 use crate::base::span::human;
 use crate::base::text;
 use crate::logic::conductor::{self, MAX_REFUSALS};
@@ -33,7 +33,7 @@ pub const MAX_BLOCKS: u32 = 20;
 pub struct Signal {
     /// The sequence number of the event that made it, the last if there were several.
     pub id: u64,
-    /// Who says it.
+    /// Who says it; of a verdict, one of those who vote.
     pub task: TaskId,
     /// What people call the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,6 +75,9 @@ pub struct Signal {
     /// cpw's own: how a critical task ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub critical: Option<Phase>,
+    /// cpw's own: what a vote about this came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<Topic>,
 }
 
 impl Signal {
@@ -89,8 +92,9 @@ impl Signal {
     }
 
     fn says_the_same(&self, other: &Signal) -> bool {
-        fn key(s: &Signal) -> (&TaskId, Addressee, bool, Option<&str>, bool, Option<Phase>, bool) {
-            (&s.task, s.hook, s.blocks, s.matcher.as_deref(), s.own, s.critical, s.once)
+        type Key<'s> = (&'s TaskId, Addressee, bool, Option<&'s str>, bool, Option<Phase>, bool, Option<&'s Topic>);
+        fn key(s: &Signal) -> Key<'_> {
+            (&s.task, s.hook, s.blocks, s.matcher.as_deref(), s.own, s.critical, s.once, s.topic.as_ref())
         }
         key(self) == key(other)
     }
@@ -164,6 +168,30 @@ impl View {
             count: u32::try_from(p.more).unwrap_or(u32::MAX).saturating_add(1),
             once: false,
             critical: None,
+            topic: None,
+        });
+    }
+
+    /// Raises what the session must hear of a vote before it stops, in cpw's own words.
+    pub(super) fn raise(&mut self, id: u64, task: TaskId, topic: Topic, message: String) {
+        self.keep_signal(Signal {
+            id,
+            task,
+            label: None,
+            worker: None,
+            attempt: 0,
+            hook: Addressee::Stop,
+            blocks: true,
+            message: Some(message),
+            data: None,
+            matcher: None,
+            own: false,
+            sticky: false,
+            expires: None,
+            count: 1,
+            once: false,
+            critical: None,
+            topic: Some(topic),
         });
     }
 
@@ -177,7 +205,8 @@ impl View {
         if self.signals.len() >= MAX_SIGNALS {
             // What blocks is worth more than what informs, most of all what the session must hear before it stops; and what
             // is newer more than what is older.
-            let worth = |s: &Signal| (s.blocks, s.blocks && s.hook == Addressee::Stop, s.critical.is_some());
+            let own = |s: &Signal| s.critical.is_some() || s.topic.is_some();
+            let worth = |s: &Signal| (s.blocks, s.blocks && s.hook == Addressee::Stop, own(s));
             let least = self.signals.iter().enumerate().min_by_key(|(_, s)| worth(s));
             match least {
                 Some((at, least)) if worth(least) <= worth(&new) => drop(self.signals.remove(at)),
@@ -307,6 +336,9 @@ fn name(s: &Signal) -> String {
 /// One line about a signal that is told.
 pub fn line(s: &Signal, view: &View, shown: &str) -> String {
     let reason = s.message.as_deref().unwrap_or_default();
+    if s.topic.is_some() {
+        return reason.to_owned();
+    }
     let reason = text::one_line(&reason.replace(['<', '>'], " "), 200);
     match s.critical {
         Some(Phase::Skipped) if TaskId::new(&reason).is_ok() => {

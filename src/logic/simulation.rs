@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use crate::base::ids::{CheckpointName, RunId, TaskId, WorkerNo};
+use crate::base::ids::{CheckpointName, RunId, TaskId, Topic, WorkerNo};
 use crate::base::span::{Limit, Span};
 use crate::logic::sched::{self, Facts, Fault};
 use crate::logic::state::State;
@@ -16,6 +16,7 @@ use crate::model::event::{
     Started, Usage,
 };
 use crate::model::plan::{Action, Backoff, Conductor, Durability, Isolate, Limits, Merge, Need, Plan, Task, VERSION};
+use crate::model::vote::{OnAbort, Rule, Vote};
 
 /// A task that needs nothing and may run for ever.
 pub(crate) fn task(id: &str) -> Task {
@@ -65,6 +66,22 @@ pub(crate) fn plan(tasks: Vec<Task>) -> Plan {
         resources: BTreeMap::new(),
         votes: Vec::new(),
     }
+}
+
+/// A vote of these tasks as a plan has it that says no more, but for a change.
+pub(crate) fn vote(topic: &str, voters: &[&str], change: impl FnOnce(&mut Vote)) -> Vote {
+    let rule = Rule::default();
+    let mut out = Vote {
+        topic: Topic::new(topic).unwrap(),
+        voters: voters.iter().map(|id| TaskId::new(id).unwrap()).collect(),
+        quorum: rule.quorum(u32::try_from(voters.len()).unwrap()),
+        rule,
+        deadline: None,
+        default: Vote::usual_default(),
+        on_abort: OnAbort::default(),
+    };
+    change(&mut out);
+    out
 }
 
 /// The first event of a run of `plan`.

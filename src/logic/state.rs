@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
-use crate::model::event::{Awaited, Body, Decision, Ended, Event, Process, ResultFile, Started, Usage};
+use crate::model::event::{Awaited, Body, Decided, Decision, Done, Ended, Event, Process, ResultFile, Started, Usage};
 use crate::model::plan::{Need, Plan};
+use crate::model::vote::Choice;
 
 /// So many lost attempts of a task within a minute end it: something about it kills workers.
 pub const MAX_CRASHES: usize = 3;
@@ -149,6 +150,15 @@ struct Dependent {
     checkpoint: Option<CheckpointName>,
 }
 
+/// What has made a task impossible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A task, by its place in the plan, that it needs.
+    Task(usize),
+    /// What came out of a vote, by its place in the plan.
+    Vote(usize),
+}
+
 /// A run.
 #[derive(Debug, Clone)]
 pub struct State {
@@ -164,14 +174,16 @@ pub struct State {
     pub ready_leased: BTreeSet<(i64, usize)>,
     /// Tasks that wait for their next attempt, soonest first.
     pub retrying: BTreeSet<(u64, usize)>,
-    /// Tasks that can never start and are not skipped yet, with the one that made it so.
-    pub doomed: BTreeMap<usize, usize>,
+    /// Tasks that can never start and are not skipped yet, with what made it so.
+    pub doomed: BTreeMap<usize, Cause>,
     /// Tasks that somebody wants cancelled and that are not final.
     pub cancels: BTreeSet<usize>,
     /// Attempts that are open.
     pub running: BTreeSet<usize>,
     /// Which of them wait for something of the run, by the number with which that began.
     pub waits: BTreeMap<u64, Waits>,
+    /// The same for what comes out of votes: the task, and the vote, each by its place in the plan.
+    pub vote_waits: BTreeMap<u64, (usize, usize)>,
     /// Tasks that have not begun and are not final.
     pub unstarted: usize,
     /// `CLOCK_MONOTONIC` in milliseconds when the run began.
@@ -200,6 +212,10 @@ pub struct State {
     pub resources: BTreeMap<usize, Vec<String>>,
     index: HashMap<TaskId, usize>,
     dependents: Vec<Vec<Dependent>>,
+    /// Per vote the tasks that need it to come out so.
+    vote_dependents: Vec<Vec<(usize, Choice)>>,
+    /// Per task the votes in which it is a voter.
+    votes_of: HashMap<usize, Vec<usize>>,
     priorities: Vec<i64>,
     tolerant: Vec<bool>,
     claude: Vec<bool>,
@@ -210,6 +226,13 @@ impl State {
     pub fn new(plan: &Plan) -> State {
         let index: HashMap<TaskId, usize> = plan.tasks.iter().enumerate().map(|(i, t)| (t.id.clone(), i)).collect();
         let mut dependents = vec![Vec::new(); plan.tasks.len()];
+        let mut vote_dependents = vec![Vec::new(); plan.votes.len()];
+        let mut votes_of: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (vote, spec) in plan.votes.iter().enumerate() {
+            for i in spec.voters.iter().filter_map(|voter| index.get(voter)) {
+                votes_of.entry(*i).or_default().push(vote);
+            }
+        }
         let mut tasks = Vec::with_capacity(plan.tasks.len());
         let (mut ready, mut ready_claude, mut ready_leased) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut resources = BTreeMap::new();
@@ -224,7 +247,16 @@ impl State {
             if !task.resources.is_empty() {
                 resources.insert(i, task.resources.clone());
             }
-            if needs.is_empty() {
+            let verdict = |need: &Need| match need {
+                Need::Verdict(topic, choice) => Some((plan.votes.iter().position(|v| v.topic == *topic)?, *choice)),
+                Need::End(_) | Need::Checkpoint(..) => None,
+            };
+            let verdicts: BTreeSet<(usize, Choice)> = task.needs.iter().filter_map(verdict).collect();
+            for (vote, choice) in &verdicts {
+                vote_dependents[*vote].push((i, *choice));
+            }
+            let unmet = needs.len() + verdicts.len();
+            if unmet == 0 {
                 let queue = match task.claude() {
                     _ if !task.resources.is_empty() => &mut ready_leased,
                     Some(_) => &mut ready_claude,
@@ -233,13 +265,13 @@ impl State {
                 queue.insert((priorities[i], i));
             }
             tasks.push(TaskState {
-                phase: if needs.is_empty() { Phase::Ready } else { Phase::Waiting },
+                phase: if unmet == 0 { Phase::Ready } else { Phase::Waiting },
                 attempts: 0,
                 failures: 0,
                 crashes: Vec::new(),
                 open: None,
                 is_taken: false,
-                unmet: u32::try_from(needs.len()).unwrap_or(u32::MAX),
+                unmet: u32::try_from(unmet).unwrap_or(u32::MAX),
                 after: None,
                 retry_at: 0,
                 worker: None,
@@ -272,6 +304,7 @@ impl State {
             cancels: BTreeSet::new(),
             running: BTreeSet::new(),
             waits: BTreeMap::new(),
+            vote_waits: BTreeMap::new(),
             since_ms: 0,
             held: Held::default(),
             first_ts: String::new(),
@@ -286,6 +319,8 @@ impl State {
             resources,
             index,
             dependents,
+            vote_dependents,
+            votes_of,
             priorities,
             tolerant: plan.tasks.iter().map(|t| t.allow_failure).collect(),
             claude: plan.tasks.iter().map(|t| t.claude().is_some()).collect(),
@@ -304,13 +339,19 @@ impl State {
         self.dependents[i].iter().filter(move |d| !met(d)).map(|d| d.task)
     }
 
-    /// The tasks that need task `i`, or a checkpoint of it, directly.
+    /// The tasks that need task `i`, a checkpoint of it, or what comes out of a vote of it, directly.
     pub fn all_dependents_of(&self, i: usize) -> impl Iterator<Item = usize> + '_ {
-        self.dependents[i].iter().map(|d| d.task)
+        let votes = self.votes_of.get(&i).into_iter().flatten();
+        let by_vote = votes.flat_map(|vote| self.vote_dependents[*vote].iter().map(|(d, _)| *d));
+        self.dependents[i].iter().map(|d| d.task).chain(by_vote)
     }
 
     /// Whether what `need` names has happened.
     pub fn is_met(&self, plan: &Plan, need: &Need) -> bool {
+        if let Need::Verdict(topic, choice) = need {
+            let verdict = self.view.poll(topic).and_then(|poll| poll.verdict.as_ref());
+            return verdict.is_some_and(|v| v.result == *choice);
+        }
         let Some(i) = need.task().and_then(|task| self.index_of(task)) else { return false };
         let task = &self.tasks[i];
         if let Some(name) = need.checkpoint() {
@@ -332,6 +373,8 @@ impl State {
 
     /// Applies the next event. Events must come in the order of the log, each once.
     pub fn apply(&mut self, event: &Event) {
+        let is_first = |p: &Decided| self.view.poll(&p.topic).is_some_and(|poll| poll.verdict.is_none());
+        let decides = matches!(&event.body, Body::Verdict(p) if is_first(p));
         self.view.apply(event);
         self.last_ts.clone_from(&event.ts);
         if let Body::RunStarted(p) = &event.body {
@@ -343,6 +386,12 @@ impl State {
         }
         if let Body::Decision(p) = &event.body {
             self.held(event, p);
+            return;
+        }
+        if let Body::Verdict(p) = &event.body
+            && decides
+        {
+            self.settle_vote(p);
             return;
         }
         let Some(i) = event.task.as_ref().and_then(|t| self.index_of(t)) else { return };
@@ -377,23 +426,7 @@ impl State {
                     }
                 }
             }
-            Body::Done(p) => {
-                if self.open_attempt(i, event).is_none() {
-                    return;
-                }
-                if self.open_since(i).is_some_and(|since| self.claude[i] && since >= self.quota_until_ms) {
-                    self.quota_strikes = 0;
-                }
-                let task = &mut self.tasks[i];
-                task.exit = Some(p.exit);
-                task.duration_ms = Some(p.duration_ms);
-                task.result.clone_from(&p.result);
-                task.line.clone_from(&p.summary);
-                self.charge(i, p.usage, true);
-                self.close(i, event, Phase::Done);
-                self.tasks[i].is_taken = p.from.is_some();
-                self.release_dependents(i);
-            }
+            Body::Done(p) => self.succeed(i, event, p),
             Body::Failed(p) => self.end_attempt(i, event, p, Phase::Failed),
             Body::TimedOut(p) => self.end_attempt(i, event, p, Phase::TimedOut),
             Body::Lost(p) => self.end_attempt(i, event, p, Phase::Lost),
@@ -437,6 +470,14 @@ impl State {
     fn awaited(&mut self, i: usize, event: &Event, p: &Awaited) {
         if p.done {
             self.waits.remove(&p.id);
+            self.vote_waits.remove(&p.id);
+            return;
+        }
+        let topic = p.on.as_deref().and_then(|on| on.strip_suffix('?'));
+        if let Some(vote) = topic.and_then(|topic| self.view.polls.iter().position(|p| p.topic.as_str() == topic)) {
+            if self.open_attempt(i, event).is_some() && self.vote_waits.len() < MAX_WAITS {
+                self.vote_waits.insert(p.id, (i, vote));
+            }
             return;
         }
         let on = p.on.as_deref().and_then(|on| On::parse(self, on));
@@ -482,6 +523,24 @@ impl State {
             budget_usd: p.budget_usd,
         });
         self.running.insert(i);
+    }
+
+    fn succeed(&mut self, i: usize, event: &Event, p: &Done) {
+        if self.open_attempt(i, event).is_none() {
+            return;
+        }
+        if self.open_since(i).is_some_and(|since| self.claude[i] && since >= self.quota_until_ms) {
+            self.quota_strikes = 0;
+        }
+        let task = &mut self.tasks[i];
+        task.exit = Some(p.exit);
+        task.duration_ms = Some(p.duration_ms);
+        task.result.clone_from(&p.result);
+        task.line.clone_from(&p.summary);
+        self.charge(i, p.usage, true);
+        self.close(i, event, Phase::Done);
+        self.tasks[i].is_taken = p.from.is_some();
+        self.release_dependents(i);
     }
 
     /// The attempt an event speaks of, if it is the one that is open: the word of an attempt that was given up changes
@@ -599,6 +658,7 @@ impl State {
             Phase::Running => {
                 self.running.remove(&i);
                 self.waits.retain(|_, w| w.task != i);
+                self.vote_waits.retain(|_, (task, _)| *task != i);
             }
             Phase::Ready => {
                 let key = (self.priorities[i], i);
@@ -626,7 +686,20 @@ impl State {
         let vain = self.dependents[i].iter().filter(|d| d.checkpoint.as_ref().is_some_and(|c| !came.contains_key(c)));
         for d in vain.map(|d| d.task) {
             if !self.tasks[d].phase.is_final() {
-                self.doomed.entry(d).or_insert(i);
+                self.doomed.entry(d).or_insert(Cause::Task(i));
+            }
+        }
+    }
+
+    /// A vote is decided: who needs this outcome has it, who needs the other one never will.
+    fn settle_vote(&mut self, p: &Decided) {
+        let Some(vote) = self.view.polls.iter().position(|poll| poll.topic == p.topic) else { return };
+        for k in 0..self.vote_dependents.get(vote).map_or(0, Vec::len) {
+            let (d, choice) = self.vote_dependents[vote][k];
+            if choice == p.result {
+                self.satisfy(d);
+            } else if !self.tasks[d].phase.is_final() {
+                self.doomed.entry(d).or_insert(Cause::Vote(vote));
             }
         }
     }
@@ -637,21 +710,29 @@ impl State {
                 continue;
             }
             let Dependent { task: d, checkpoint } = self.dependents[i][k].clone();
-            let task = &mut self.tasks[d];
-            task.unmet = task.unmet.saturating_sub(1);
-            if task.unmet == 0 && task.phase == Phase::Waiting {
-                task.phase = Phase::Ready;
-                task.after = Some(On { task: i, checkpoint });
-                let key = (self.priorities[d], d);
-                self.queue_of(d).insert(key);
+            if self.satisfy(d) {
+                self.tasks[d].after = Some(On { task: i, checkpoint });
             }
         }
+    }
+
+    /// Something that task `d` needs has happened. Returns whether it was the last.
+    fn satisfy(&mut self, d: usize) -> bool {
+        let task = &mut self.tasks[d];
+        task.unmet = task.unmet.saturating_sub(1);
+        let is_ready = task.unmet == 0 && task.phase == Phase::Waiting;
+        if is_ready {
+            task.phase = Phase::Ready;
+            let key = (self.priorities[d], d);
+            self.queue_of(d).insert(key);
+        }
+        is_ready
     }
 
     fn doom_dependents(&mut self, i: usize) {
         let doomed: Vec<usize> = self.dependents_of(i).filter(|&d| !self.tasks[d].phase.is_final()).collect();
         for d in doomed {
-            self.doomed.entry(d).or_insert(i);
+            self.doomed.entry(d).or_insert(Cause::Task(i));
         }
     }
 }

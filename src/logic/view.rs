@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::base::ids::{CheckpointName, RunId, SessionId, TaskId, WorkerNo};
 use crate::base::text;
 use crate::logic::signals::{Now, Signal};
-use crate::model::event::{Answer, Awaited, Body, Checkpoint, Ended, Event, Head, Process, Started, Told, Verdict};
+use crate::logic::vote::Poll;
+use crate::model::event::{
+    Answer, Awaited, Body, Checkpoint, Delivered, Ended, Event, Head, Process, Started, Told, Verdict,
+};
 use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
 use crate::model::resource::Resource;
 use crate::model::signal::{Addressee, Right};
@@ -162,6 +165,8 @@ pub struct HandOff {
 pub enum Happened {
     /// A task failed, timed out, was lost.
     Failed,
+    /// A vote is decided.
+    Decided,
     /// A task succeeded.
     Done,
     /// A task has come to a checkpoint that the session is to know of.
@@ -351,6 +356,9 @@ pub struct View {
     /// Who waits for calls of the session, in the order of the log.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub awaiting: Vec<Awaiting>,
+    /// What its tasks vote about, in the order of the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub polls: Vec<Poll>,
     /// Refusals in a row per reason key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refusals: BTreeMap<String, u32>,
@@ -441,6 +449,7 @@ impl View {
             resources: guarded(plan),
             rewrites: Vec::new(),
             awaiting: Vec::new(),
+            polls: plan.votes.iter().map(Poll::new).collect(),
             refusals: BTreeMap::new(),
             claim_refusals: None,
             waits: BTreeMap::new(),
@@ -563,29 +572,17 @@ impl View {
             Body::Signal(p) => self.add_signal(event, p),
             Body::SignalReleased(p) => {
                 let meant = |s: &Signal| Some(&s.task) == event.task.as_ref() && p.id.is_none_or(|id| id == s.id);
-                self.signals.retain(|s| s.critical.is_some() || !meant(s));
+                self.signals.retain(|s| s.critical.is_some() || s.topic.is_some() || !meant(s));
             }
-            Body::Delivered(p) => {
-                self.told_signals(&p.signals);
-                self.told_chars = self.told_chars.saturating_add(p.chars);
-                let covered: BTreeSet<u64> = p.news.iter().copied().collect();
-                self.news.retain(|n| !covered.contains(&n.seq));
-                self.hand_offs.retain(|h| !covered.contains(&h.seq));
-                if p.more {
-                    return;
-                }
-                if p.hook == "Stop" {
-                    let prompt = p.prompt_id.clone().unwrap_or_default();
-                    self.stops = match self.stops.take() {
-                        Some((same, n)) if same == prompt => Some((prompt, n + 1)),
-                        _ => Some((prompt, 1)),
-                    };
-                } else {
-                    self.stops = None;
-                }
-            }
+            Body::Delivered(p) => self.delivered(p),
             Body::Decision(p) => self.decided(event, p),
             Body::Awaited(p) => self.awaited(event, p),
+            Body::Vote(p) => {
+                if self.open_attempt(event).is_some() {
+                    self.voted(event, p);
+                }
+            }
+            Body::Verdict(p) => self.settle_poll(event, p),
             Body::CancelRequested(_) => self.cancelled |= event.task.is_none(),
             Body::RunEnded(p) => {
                 self.ended = Some(End { status: p.status, reason: p.reason.clone() });
@@ -603,8 +600,6 @@ impl View {
             }
             Body::Checkpoint(p) => self.reached(event, p),
             Body::Spawned(_)
-            | Body::Vote(_)
-            | Body::Verdict(_)
             | Body::Observed(_)
             | Body::LogRepaired(_)
             | Body::Opened(_)
@@ -614,6 +609,26 @@ impl View {
             | Body::Release(_)
             | Body::Expired(_)
             | Body::Unknown => {}
+        }
+    }
+
+    fn delivered(&mut self, p: &Delivered) {
+        self.told_signals(&p.signals);
+        self.told_chars = self.told_chars.saturating_add(p.chars);
+        let covered: BTreeSet<u64> = p.news.iter().copied().collect();
+        self.news.retain(|n| !covered.contains(&n.seq));
+        self.hand_offs.retain(|h| !covered.contains(&h.seq));
+        if p.more {
+            return;
+        }
+        if p.hook == "Stop" {
+            let prompt = p.prompt_id.clone().unwrap_or_default();
+            self.stops = match self.stops.take() {
+                Some((same, n)) if same == prompt => Some((prompt, n + 1)),
+                _ => Some((prompt, 1)),
+            };
+        } else {
+            self.stops = None;
         }
     }
 
@@ -665,6 +680,10 @@ impl View {
 
     fn attempt_started(&mut self, event: &Event, p: &Started) {
         let Some(task) = &event.task else { return };
+        // What is taken over from another run has no worker: it does not begin here.
+        if event.worker.is_some() {
+            self.voter_started(task, p.mono_ms);
+        }
         let from = p.after.as_deref().and_then(|after| TaskId::new(after.split('@').next()?).ok());
         if let Some(from) = from.filter(|_| self.session.is_some()) {
             let excess = (self.hand_offs.len() + 1).saturating_sub(MAX_HAND_OFFS);
@@ -734,6 +753,7 @@ impl View {
     fn finish(&mut self, event: &Event, phase: Phase, what: Happened, line: Option<String>, result: Option<String>) {
         let Some(task) = &event.task else { return };
         self.release_signals_of(task);
+        self.voter_ended(task);
         let mut label = None;
         let mut critical = false;
         if let Some(brief) = self.tasks.get_mut(task) {
@@ -770,6 +790,7 @@ impl View {
                 count: 1,
                 once: false,
                 critical: Some(phase),
+                topic: None,
             });
         }
         self.news.push(News {

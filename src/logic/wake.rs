@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::base::ids::{TaskId, WorkerNo};
+use crate::base::ids::{TaskId, Topic, WorkerNo};
 use crate::logic::state::State;
 use crate::logic::taken;
 use crate::model::event::{Body, Event};
@@ -29,6 +29,8 @@ pub enum Concern {
     Lead,
     /// The outcome of this task.
     Task(TaskId),
+    /// What comes out of the vote about this.
+    Vote(Topic),
     /// The outcome of any task.
     Outcomes,
     /// The end of the run.
@@ -49,6 +51,7 @@ impl Concern {
             Concern::Worker(worker) => format!("w{}", worker.0),
             Concern::Lead => "lead".into(),
             Concern::Task(task) => format!("task-{task}"),
+            Concern::Vote(topic) => format!("vote-{topic}"),
             Concern::Outcomes => "outcomes".into(),
             Concern::End => "end".into(),
             Concern::Stop => "stop".into(),
@@ -61,6 +64,7 @@ impl Concern {
     pub fn parse(name: &str) -> Concern {
         let worker = || name.strip_prefix('w')?.parse().ok().map(|n| Concern::Worker(WorkerNo(n)));
         let task = || TaskId::new(name.strip_prefix("task-")?).ok().map(Concern::Task);
+        let vote = || Topic::new(name.strip_prefix("vote-")?).ok().map(Concern::Vote);
         match name {
             "lead" => Concern::Lead,
             "outcomes" => Concern::Outcomes,
@@ -68,7 +72,7 @@ impl Concern {
             "stop" => Concern::Stop,
             "observed" => Concern::Observed,
             "news" => Concern::News,
-            _ => worker().or_else(task).unwrap_or(Concern::All),
+            _ => worker().or_else(task).or_else(vote).unwrap_or(Concern::All),
         }
     }
 }
@@ -183,14 +187,28 @@ impl Wake {
                 // What becomes ready by it can only be told by who has the state.
                 self.every_worker |= after.is_none();
             }
+            Body::Verdict(p) => {
+                self.concerns.extend([Concern::Vote(p.topic.clone()), Concern::News]);
+                self.concerns.extend(p.escalates.then_some(Concern::Stop));
+                // What becomes ready by it, or never will, can only be told by who has the state.
+                self.concerns.insert(Concern::Lead);
+                self.every_worker |= after.is_none();
+            }
             Body::Observed(_) => {
                 self.concerns.insert(Concern::Observed);
             }
             Body::RunEnded(_) => self.everybody = true,
+            // The clock of a poll may run from here on, and somebody has to look when it is over.
+            Body::Started(_) => {
+                let runs = |state: &State| {
+                    let polls = state.view.polls.iter().filter(|p| p.verdict.is_none() && p.closes_at().is_some());
+                    event.task.as_ref().is_some_and(|task| polls.into_iter().any(|p| p.voters.contains_key(task)))
+                };
+                self.concerns.extend(after.is_some_and(runs).then_some(Concern::Lead));
+            }
             Body::RunStarted(_)
             | Body::WorkerExited(_)
             | Body::WorkerLost(_)
-            | Body::Started(_)
             | Body::Spawned(_)
             | Body::Progress(_)
             | Body::SignalReleased(_)
@@ -199,7 +217,6 @@ impl Wake {
             | Body::Awaited(_)
             | Body::LogRepaired(_)
             | Body::Vote(_)
-            | Body::Verdict(_)
             | Body::Opened(_)
             | Body::Queued(_)
             | Body::Acquire(_)
@@ -243,6 +260,7 @@ fn changes_work(event: &Event) -> bool {
         | Body::WorkerExited(_)
         | Body::WorkerLost(_)
         | Body::Checkpoint(_)
+        | Body::Verdict(_)
         | Body::Done(_)
         | Body::Failed(_)
         | Body::TimedOut(_)
@@ -264,7 +282,6 @@ fn changes_work(event: &Event) -> bool {
         | Body::LogRepaired(_)
         | Body::RunEnded(_)
         | Body::Vote(_)
-        | Body::Verdict(_)
         | Body::Opened(_)
         | Body::Queued(_)
         | Body::Acquire(_)
@@ -283,9 +300,13 @@ fn uses_up_work(event: &Event) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logic::simulation::{done, plan, run_started, task};
-    use crate::model::event::{CancelRequested, Draft, Ended, Process, Progress, Reason, RunEnded, Started, Verdict};
+    use crate::base::span::Span;
+    use crate::logic::simulation::{done, plan, run_started, task, vote};
+    use crate::model::event::{
+        CancelRequested, Decided, Draft, Ended, Process, Progress, Reason, RunEnded, Started, Verdict,
+    };
     use crate::model::plan::Plan;
+    use crate::model::vote::Choice;
 
     fn id(name: &str) -> TaskId {
         TaskId::new(name).unwrap()
@@ -471,6 +492,35 @@ mod tests {
     }
 
     #[test]
+    fn a_verdict_concerns_who_waits_for_it_and_frees_work() {
+        let topic = || Topic::new("t").unwrap();
+        let decided = |result, escalates| {
+            let verdict =
+                Decided { topic: topic(), result, proceed: 1, abort: 0, absent: 0, no_quorum: false, escalates };
+            Draft::run(Body::Verdict(verdict))
+        };
+        let mut s = Scene::new(4);
+        let wake = s.wake([decided(Choice::Proceed, false)]);
+        assert!(wake.rings(&Concern::Vote(topic())) && !wake.rings(&Concern::Vote(Topic::new("u").unwrap())));
+        assert_eq!(rung(&wake), "all lead news");
+        assert_eq!(rung(&s.wake([decided(Choice::Abort, true)])), "all lead stop news");
+        // Who has no state cannot tell what becomes ready by it.
+        let event = Event::new(decided(Choice::Proceed, false), 99, String::new());
+        assert_eq!(rung(&Wake::without_state(&[event])), "all lead news w1 w2 w3 w4");
+    }
+
+    #[test]
+    fn who_starts_the_clock_of_a_poll_rings_the_leader() {
+        let mut plan = plan(vec![task("a"), task("b")]);
+        plan.votes.push(vote("t", &["a"], |v| v.deadline = Some(Span::from_secs(1))));
+        let mut s = Scene { state: State::new(&plan), plan };
+        let started = run_started(&s.plan, "boot");
+        s.wake([Draft::run(started)]);
+        assert_eq!(rung(&s.wake([started_by(2, "b")])), "all");
+        assert_eq!(rung(&s.wake([started_by(1, "a")])), "all lead");
+    }
+
+    #[test]
     fn names_are_read_as_they_are_written_and_an_unknown_one_hears_everything() {
         let all = [
             Concern::All,
@@ -478,6 +528,7 @@ mod tests {
             Concern::Lead,
             Concern::Task(id("a.b-c_d")),
             Concern::Task(id("w1")),
+            Concern::Vote(Topic::new("deploy").unwrap()),
             Concern::Outcomes,
             Concern::End,
             Concern::Stop,
@@ -487,7 +538,7 @@ mod tests {
         for concern in all {
             assert_eq!(Concern::parse(&concern.name()), concern);
         }
-        for name in ["", "w", "wx", "task-", "task-..", "verdict-of-tomorrow"] {
+        for name in ["", "w", "wx", "task-", "task-..", "vote-", "verdict-of-tomorrow"] {
             assert_eq!(Concern::parse(name), Concern::All, "{name}");
         }
     }

@@ -258,9 +258,9 @@ pub(super) fn link(
         }
         edges.push(needs);
     }
-    let voters: Vec<&[usize]> = polls.iter().map(|(_, voters)| voters.as_slice()).collect();
+    let electorates: Vec<&[usize]> = polls.iter().map(|(_, voters)| voters.as_slice()).collect();
     let topics: Vec<String> = polls.iter().map(|(vote, _)| format!("{}?", vote.topic)).collect();
-    cycles(base, &made, &edges, (&topics, &voters), r);
+    cycles(base, &made, &edges, (&topics, &electorates), r);
     let mut out_merges = Vec::with_capacity(merges.len());
     for m in merges {
         let path = |need| path_of(base, &[("merge", Some(m.from)), ("needs", Some(need))]);
@@ -486,15 +486,15 @@ fn cycles(base: &str, made: &[Made<'_>], edges: &[Vec<Edge>], votes: (&[String],
         Open,
         Closed,
     }
-    let (topics, voters) = votes;
-    let mut color = vec![Color::New; made.len() + voters.len()];
+    let (topics, electorates) = votes;
+    let mut color = vec![Color::New; made.len() + electorates.len()];
     let mut found = 0;
     let next_of = |node: usize, next: usize| match edges.get(node) {
         Some(needs) => needs.get(next).map(|edge| match edge {
             Edge::Task(i, _) => *i,
             Edge::Vote(vote, _) => made.len() + vote,
         }),
-        None => voters[node - made.len()].get(next).copied(),
+        None => electorates[node - made.len()].get(next).copied(),
     };
     for start in 0..made.len() {
         if color[start] != Color::New {

@@ -302,18 +302,18 @@ fn build(
             merges.push(MadeMerge { from, merge, needs: family.needs(&draft.needs, item, &values) });
         }
     }
-    let mut votes = Vec::new();
+    let mut polls = Vec::new();
     for (from, draft) in rule.votes.iter().enumerate() {
         let each_item = rule.for_each.is_some() && draft.is_per_item();
         for i in 0..if each_item { items.len() } else { 1 } {
             let item = each_item.then_some(i);
             let values = item.map_or_else(|| Values { ..once }, each);
-            let voters = family.needs(&draft.voters, item, &values);
             let topic = fold_id(&values.id(&draft.topic));
-            votes.push(MadeVote { from, written: &draft.topic, topic, draft, voters, is_sample });
+            let voters = family.needs(&draft.voters, item, &values);
+            polls.push(MadeVote { from, written: &draft.topic, topic, draft, voters, is_sample });
         }
     }
-    link(&base, made, merges, votes, r)
+    link(&base, made, merges, polls, r)
 }
 
 fn equal_ids(rule: &Rule, base: &str, r: &mut Report) {

@@ -241,7 +241,7 @@ pub(super) fn every_kind() -> Vec<Draft> {
     let ended =
         |reason: &str| Ended { exit: Some(3), reason: reason.into(), duration_ms: Some(12), ..Ended::default() };
     let attempt = |body| Draft::attempt(Some(me), &a, 1, body);
-    vec![
+    let mut all = vec![
         Draft::run(run_started(&plan(vec![task("task-a")]), "boot")),
         Draft::worker(me, Body::WorkerStarted(process())),
         attempt(Body::Started(Started {
@@ -266,21 +266,6 @@ pub(super) fn every_kind() -> Vec<Draft> {
             name: CheckpointName::new("compiled").unwrap(),
             data: Some(serde_json::json!({"at": "\u{2028}\n"})),
             inject: true,
-        })),
-        attempt(Body::Vote(Vote {
-            topic: Topic::new("release").unwrap(),
-            decision: Some(Choice::Abort),
-            reason: Some("\"no\"\u{2028}".into()),
-            refused: Some("it is decided".into()),
-        })),
-        Draft::run(Body::Verdict(Decided {
-            topic: Topic::new("release").unwrap(),
-            result: Choice::Abort,
-            proceed: 1,
-            abort: 1,
-            absent: 3,
-            no_quorum: true,
-            escalates: true,
         })),
         attempt(Body::Signal(Signal {
             id: 7,
@@ -351,6 +336,28 @@ pub(super) fn every_kind() -> Vec<Draft> {
             more: false,
             signals: Vec::new(),
             chars: 0,
+        })),
+    ];
+    all.splice(5..5, votes(attempt));
+    all
+}
+
+fn votes(attempt: impl Fn(Body) -> Draft) -> [Draft; 2] {
+    [
+        attempt(Body::Vote(Vote {
+            topic: Topic::new("release").unwrap(),
+            decision: Some(Choice::Abort),
+            reason: Some("\"no\"\u{2028}".into()),
+            refused: Some("it is decided".into()),
+        })),
+        Draft::run(Body::Verdict(Decided {
+            topic: Topic::new("release").unwrap(),
+            result: Choice::Abort,
+            proceed: 1,
+            abort: 1,
+            absent: 3,
+            no_quorum: true,
+            escalates: true,
         })),
     ]
 }
