@@ -178,6 +178,7 @@ impl Space {
             action: Does::Run(vec!["true".into()]),
             needs: Vec::new(),
             claims: Vec::new(),
+            resources: Vec::new(),
             timeout: Limit(None),
             retries: 1,
             backoff: Backoff { initial: Span::from_ms(0), ..Backoff::default() },
@@ -191,6 +192,8 @@ impl Space {
             isolate: Isolate::None,
             priority: 0,
             item: None,
+            draft: None,
+            expected: None,
         };
         let vote = vote::Vote {
             topic: topic(),
@@ -213,6 +216,7 @@ impl Space {
             conductor: Conductor::default(),
             tasks: TASKS.map(task).to_vec(),
             merge: Vec::new(),
+            resources: BTreeMap::new(),
             votes: vec![vote],
         }
     }
@@ -313,7 +317,7 @@ impl Model for Space {
         match step {
             Step::Starts(i) => {
                 let n = w.attempt(i) + 1;
-                let started = Started { cwd: "/".into(), title: None, mono_ms: 0, budget_usd: None };
+                let started = Started { cwd: "/".into(), ..Started::default() };
                 w.write(Draft::attempt(Some(WorkerNo(1)), &id(i), n, Body::Started(started)));
                 w.lives[i] = Life::Runs { said: 0 };
             }

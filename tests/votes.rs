@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(unknown.status.code(), Some(3), "{unknown:?}");
         scratch.wait_for_end().expect("the run ends");
         assert_eq!(codes(&scratch, "a"), ["3", "4", "0"], "before its own vote it would wait for itself");
-        assert!(scratch.cpw(&["logs", "a"]).out.contains("it has not voted itself"));
+        assert!(scratch.cpw(&["logs", "a"]).out.contains("it has not voted about t itself; vote first"));
         check(&ledger(&scratch));
     }
 

@@ -6,13 +6,14 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::base::ids::{CheckpointName, TaskId, Topic, WorkerNo};
+use crate::base::ids::{CheckpointName, RunId, TaskId, Topic, WorkerNo};
 use crate::logic::simulation::{plan, run_started, task};
 use crate::model::event::{
-    Adopted, Answer, Awaited, Body, CancelRequested, Checkpoint, Decided, Decision, Delivered, Done, Draft, Ended,
-    LogRepaired, Observed, Process, Progress, Reason, ResultFile, RunEnded, Signal, SignalReleased, Skipped, Started,
-    Usage, Verdict, Vote,
+    Acquire, Adopted, Answer, Awaited, Body, CancelRequested, Checkpoint, Decided, Decision, Delivered, Done, Draft,
+    Ended, Holder, LogRepaired, Observed, Opened, Process, Progress, Queued, Reason, Release, Renew, ResultFile,
+    RunEnded, Signal, SignalReleased, Skipped, Started, Usage, Verdict, Vote,
 };
+use crate::model::resource::Resource;
 use crate::model::signal::Addressee;
 use crate::model::vote::Choice;
 use crate::sys::dir::FileId;
@@ -233,6 +234,23 @@ impl Drop for Handle {
     }
 }
 
+fn resources() -> Vec<Resource> {
+    vec![Resource::of_normal("db"), Resource::of_normal("file:src/app.rs")]
+}
+
+fn holder(task: &TaskId) -> Holder {
+    Holder {
+        process: Process { pid: 4, start_time: 5, boot_id: "b".into() },
+        run: RunId::new("r-1").ok(),
+        task: Some(task.clone()),
+        attempt: Some(1),
+        worker: Some(WorkerNo(1)),
+        session: Some("s-1".into()),
+        tool_use_id: Some("toolu_1".into()),
+        label: Some("make test".into()),
+    }
+}
+
 /// An event of every kind, in an order in which they could stand.
 pub(super) fn every_kind() -> Vec<Draft> {
     let a = TaskId::new("task-a").unwrap();
@@ -317,6 +335,26 @@ pub(super) fn every_kind() -> Vec<Draft> {
             from: "s-1".into(),
             client: Some(Process { pid: 4, start_time: 5, boot_id: "b".into() }),
         })),
+        // The kinds of the project's log.
+        Draft::run(Body::Opened(Opened { v: 1, cpw: "0.1.0".into() })),
+        Draft::run(Body::Queued(Queued {
+            resources: resources(),
+            holder: holder(&a),
+            holding: vec![2],
+            mono_ms: 5,
+            until: Some(9),
+        })),
+        Draft::run(Body::Acquire(Acquire {
+            token: 3,
+            resources: resources(),
+            holder: holder(&a),
+            request: Some(2),
+            mono_ms: 6,
+            expires: Some(60),
+        })),
+        Draft::run(Body::Renew(Renew { token: 3, expires: 90 })),
+        Draft::run(Body::Release(Release { token: 3, reason: "given back".into(), refused: true })),
+        Draft::run(Body::Expired(Release { token: 3, reason: "its time was over".into(), refused: false })),
         Draft::run(Body::LogRepaired(LogRepaired { bytes: 17, sha256: "0".repeat(64) })),
         Draft::worker(me, Body::WorkerLost(Reason { reason: "the worker died".into() })),
         Draft::worker(me, Body::WorkerExited(Reason { reason: "nothing to do".into() })),
