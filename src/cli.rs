@@ -85,10 +85,27 @@ pub fn definition() -> clap::Command {
     Cli::command()
 }
 
+/// The commands that a task may call again and again: to read one of them, only its own part of the command line is made,
+/// which is most of what such a call costs. `None`: another command, a call for help, or a mistake, all for the whole to say.
+fn inside() -> Option<Command> {
+    fn read<A: clap::Args>() -> Option<A> {
+        let matches = A::augment_args(clap::Command::new("cpw")).try_get_matches_from(std::env::args_os().skip(1));
+        A::from_arg_matches(&matches.ok()?).ok()
+    }
+    match std::env::args_os().nth(1)?.to_str()? {
+        "progress" => read().map(Command::Progress),
+        "summary" => read().map(Command::Summary),
+        "checkpoint" => read().map(Command::Checkpoint),
+        "signal" => read().map(Command::Signal),
+        _ => None,
+    }
+}
+
 /// Parses the command line, runs the command, and turns what it returns into an exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let command = inside().map_or_else(|| Cli::try_parse().map(|cli| cli.command), Ok);
+    let command = match command {
+        Ok(command) => command,
         Err(e) => {
             // Help and version are no errors, and go to stdout. Clap's own code for wrong usage is 2, which is never ours.
             let wrong = e.use_stderr();
@@ -96,7 +113,7 @@ pub fn main() -> ExitCode {
             return if wrong { Exit::Usage } else { Exit::Ok }.into();
         }
     };
-    let result = match &cli.command {
+    let result = match &command {
         Command::Init(args) => cmd::init::run(args),
         Command::Allow(args) => cmd::allow::run(args),
         Command::Deny(args) => cmd::deny::run(args),
