@@ -179,8 +179,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let default = std::env::var_os(env::TASK).filter(|task| !task.is_empty()).map(|_| INSIDE);
     let limit = args.timeout.or(default);
     let termination = signals::catch_termination()?;
-    let hang = |aim: &Aim| bells::hang(&folder, &aim.concern(&run.plan));
-    let hung: Vec<Bell> = aims.iter().map(hang).collect::<Result<_, _>>().context("cannot wait for news of the run")?;
+    let hook = |aim: &Aim| bells::hang(&folder, &aim.concern(&run.plan));
+    let hung: Vec<Bell> = aims.iter().map(hook).collect::<Result<_, _>>().context("cannot wait for news of the run")?;
     let bells: Vec<&Bell> = hung.iter().collect();
     let mut call = args.conductor.as_deref().map(|call| Call::await_in(&folder, call, inside)).transpose()?;
     let mut waiting = None;
@@ -241,7 +241,7 @@ fn tell(args: &Args, run: &Run, aims: &[Aim], (exit, said): &(Exit, String)) {
         let mut data = Map::new();
         for aim in aims {
             if let Some(found) = handed(run, aim) {
-                data.insert(aim.name(&run.plan), found.unwrap_or(Value::Null));
+                data.insert(aim.name(&run.plan), found);
             }
         }
         let mut all = json!({ "outcome": word, "on": names, "said": said });
@@ -256,10 +256,10 @@ fn tell(args: &Args, run: &Run, aims: &[Aim], (exit, said): &(Exit, String)) {
     }
 }
 
-/// What was handed over with a checkpoint that has happened.
-fn handed(run: &Run, aim: &Aim) -> Option<Option<Value>> {
+/// What was handed over with a checkpoint that has happened; null for nothing.
+fn handed(run: &Run, aim: &Aim) -> Option<Value> {
     let Aim::Task(On { task, checkpoint: Some(name) }) = aim else { return None };
-    run.state.tasks[*task].checkpoints.get(name).cloned()
+    run.state.tasks[*task].checkpoints.get(name).map(|data| data.clone().unwrap_or_default())
 }
 
 /// That this task waits, in the log, where who waits for whom can be seen.

@@ -12,7 +12,7 @@ use crate::base::text;
 use crate::logic::signals::{Now, Signal};
 use crate::logic::vote::Poll;
 use crate::model::event::{
-    Answer, Awaited, Body, Checkpoint, Delivered, Ended, Event, Head, Process, Started, Told, Verdict,
+    Answer, Awaited, Body, Checkpoint, Delivered, Ended, Event, Head, Process, RunEnded, Started, Told, Verdict,
 };
 use crate::model::plan::{Conductor, Merge, OnClaimed, Plan};
 use crate::model::resource::Resource;
@@ -584,20 +584,7 @@ impl View {
             }
             Body::Verdict(p) => self.settle_poll(event, p),
             Body::CancelRequested(_) => self.cancelled |= event.task.is_none(),
-            Body::RunEnded(p) => {
-                self.ended = Some(End { status: p.status, reason: p.reason.clone() });
-                self.hand_offs.clear();
-                self.news.push(News {
-                    seq: event.seq,
-                    what: Happened::Ended,
-                    task: None,
-                    label: None,
-                    worker: None,
-                    line: Some(p.reason.clone()),
-                    result: None,
-                    checkpoint: None,
-                });
-            }
+            Body::RunEnded(p) => self.run_ended(event, p),
             Body::Checkpoint(p) => self.reached(event, p),
             Body::Spawned(_)
             | Body::Observed(_)
@@ -630,6 +617,21 @@ impl View {
         } else {
             self.stops = None;
         }
+    }
+
+    fn run_ended(&mut self, event: &Event, p: &RunEnded) {
+        self.ended = Some(End { status: p.status, reason: p.reason.clone() });
+        self.hand_offs.clear();
+        self.news.push(News {
+            seq: event.seq,
+            what: Happened::Ended,
+            task: None,
+            label: None,
+            worker: None,
+            line: Some(p.reason.clone()),
+            result: None,
+            checkpoint: None,
+        });
     }
 
     fn awaited(&mut self, event: &Event, p: &Awaited) {
