@@ -274,6 +274,35 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_task_holds_nothing_that_the_task_wants() {
+        let mut config = config("5m", &json!(["first"]));
+        config["rules"][0]["tasks"][1]["claims"] = json!(["data/x.csv"]);
+        config["rules"][0]["merge"] = json!([{"tool": "Bash", "match": {"command": "psql*"}, "needs": ["load"], "set": {"description": "{{path.load}}"}}]);
+        let site = Site::new(&config);
+        site.prompt("Load it now");
+        site.until(|| site.events().iter().any(|e| e["t"] == "spawned"));
+        std::thread::scope(|scope| {
+            let of_file = scope.spawn(|| site.read("toolu_1", "data/x.csv"));
+            let of_merge = scope.spawn(|| site.psql("toolu_2"));
+            let hook_waits = |name: &str| name.contains(".task-load") || name.ends_with(".outcomes");
+            let bells = || {
+                let runs = fs::read_dir(site.0.project().join(".claude/runs")).into_iter().flatten().flatten();
+                let bells = runs.filter_map(|run| fs::read_dir(run.path().join("bells")).ok()).flatten().flatten();
+                bells
+                    .filter(|bell| bell.file_name().to_str().is_some_and(|n| !n.starts_with('.') && hook_waits(n)))
+                    .count()
+            };
+            site.until(|| bells() == 2);
+            site.finish("first");
+            site.until_held_by("load");
+            site.finish("load");
+            assert_eq!(of_file.join().expect("an answer"), "");
+            assert_eq!(of_merge.join().expect("an answer").0, "");
+        });
+        site.until_ended();
+    }
+
+    #[test]
     fn what_a_killed_worker_and_its_task_held_is_free_at_once() {
         for with_task in [true, false] {
             let site = loading("5m");

@@ -80,6 +80,15 @@ fn claimants_in(run: &Open, tool: &str, files: &[File]) -> Vec<Claimant> {
     found
 }
 
+/// Whether a call is to wait for a task that answers for one of `files`, or is refused for its sake.
+pub(super) fn waits(scene: &Scene, tool: &str, files: &[File]) -> bool {
+    claimants(scene, tool, files).is_some_and(|(i, found)| {
+        let run = &scene.runs[i];
+        let waits = run.hooked.view.conductor.on_claimed != OnClaimed::Note;
+        waits && found.iter().any(|(task, _)| !is_over(run, task))
+    })
+}
+
 /// Answers a call of `tool` that names `files`. `None`: it meets no claim.
 pub(super) fn answer(
     scene: &mut Scene,

@@ -10,7 +10,7 @@ use crate::hook::observe::{self, Phase};
 use crate::hook::scene::Scene;
 use crate::hook::signal::{self, About};
 use crate::hook::{Held, claim, merge, scene};
-use crate::logic::conductor;
+use crate::logic::conductor::{self, Needs};
 use crate::logic::glance::Glance;
 use crate::store::run::RunDir;
 use crate::sys::signals::Deadline;
@@ -37,17 +37,21 @@ fn answer(scene: &mut Scene, deadline: &Deadline, files: &OnceCell<Vec<scene::Fi
     if signal::refuse(scene, &about)? {
         return Ok(0);
     }
-    let waited = match lease::admit(scene, deadline, &about) {
-        Admitted::Yes(held) => held,
-        Admitted::Answered(held) => return Ok(held),
-    };
-    if scene.payload.is_main() {
-        let met = scene.runs.iter().enumerate().find_map(|(i, run)| {
-            conductor::merge_for(&run.hooked.view, &tool, |f| scene.payload.field(f)).map(|(m, _)| (i, m))
-        });
-        if let Some((run, merge)) = met {
-            return Ok(waited + merge::answer(scene, deadline, run, merge)?);
+    let met = scene.runs.iter().enumerate().find_map(|(i, run)| {
+        let merge = conductor::merge_for(&run.hooked.view, &tool, |f| scene.payload.field(f))?;
+        Some((i, merge.0, conductor::needs_of(&run.hooked.view, merge.1)))
+    });
+    let met = met.filter(|_| scene.payload.is_main());
+    let mut waited = 0;
+    // Who waits for tasks holds nothing meanwhile: they may want the same.
+    if met.is_none_or(|(.., needs)| needs != Needs::Open) && !claim::waits(scene, &tool, files) {
+        match lease::admit(scene, deadline, &about) {
+            Admitted::Yes(held) => waited = held,
+            Admitted::Answered(held) => return Ok(held),
         }
+    }
+    if let Some((run, merge, _)) = met {
+        return Ok(waited + merge::answer(scene, deadline, run, merge)?);
     }
     if let Some(held) = claim::answer(scene, deadline, &tool, files)? {
         return Ok(waited + held);
