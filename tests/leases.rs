@@ -368,6 +368,33 @@ mod tests {
         check(&log(&world));
     }
 
+    #[test]
+    fn a_circle_of_a_lease_and_a_wait_for_a_task_is_refused_whoever_closes_it() {
+        let world = World::new();
+        let wants =
+            "until [ -s token ]; do sleep 0.02; done; cpw lease db --wait 60s -- true 2> why_b; echo $? > code_b";
+        let plan = json!({"version": 1, "limits": {"max_workers": 3}, "tasks": [
+            {"id": "a", "shell": "cpw lease acquire db > token; cpw wait --task b 2> why_a; echo $? > code_a"},
+            {"id": "b", "shell": wants},
+            {"id": "c", "resources": ["gpu0"], "shell": "cpw wait --task d 2> why_c; echo $? > code_c"},
+            {"id": "d", "resources": ["gpu0"], "shell": "true"}]});
+        world.write("plan.json", &plan.to_string());
+        let out = run(&world, &["run", "plan.json"]);
+        assert_eq!(out.status.code(), Some(0), "{out:?}");
+        let codes = (await_file(&world, "code_a"), await_file(&world, "code_b"));
+        let (refused, path) = if codes.0 == "3" {
+            ("why_a", "a waits for b, which waits for db of a")
+        } else {
+            ("why_b", "b waits for db of a, which waits for b")
+        };
+        assert!(codes == ("3".into(), "0".into()) || codes == ("0".into(), "3".into()), "{codes:?}");
+        let why = world.read(refused).expect("a reason");
+        assert!(why.contains(&format!("would wait for ever: {path}")), "{why}");
+        assert_eq!(await_file(&world, "code_c"), "3");
+        let why = world.read("why_c").expect("a reason");
+        assert!(why.contains("would wait for ever: c waits for d, which needs gpu0 of c"), "{why}");
+    }
+
     /// What each of the racers does: reads the number, says who it is, and writes the next number.
     const ALONE: &str = r#"read n < n; echo $$ > who; read w < who; [ "$w" = $$ ] || echo "$w in $$" >> broken
         echo $((n + 1)) > n; read w < who; [ "$w" = $$ ] || echo "$w in $$" >> broken"#;

@@ -16,6 +16,7 @@ use crate::base::span::{Span, human};
 use crate::base::text::one_line;
 use crate::cmd::inside::{self, Inside};
 use crate::cmd::{find, run};
+use crate::logic::circle;
 use crate::logic::leases::{Claimant, InTheWay, Lease, Now, Request, Want, Which, name};
 use crate::logic::view::Phase;
 use crate::model::event::{Body, Holder, Process, Progress};
@@ -148,7 +149,14 @@ impl Place {
     }
 
     fn desk(&self) -> anyhow::Result<Desk> {
-        Ok(Desk::open(&self.project, &self.runs)?)
+        let desk = Desk::open(&self.project, &self.runs)?;
+        let Some(inside) = &self.inside else { return Ok(desk) };
+        let (folder, task) = (inside.folder.again()?, inside.task.clone());
+        Ok(desk.with_veto(Box::new(move |leases, want| {
+            // Where the run cannot be read, the limit of the waiting has to do.
+            let run = folder.open_run().ok()?;
+            circle::lease_refusal(&run.state, &run.plan, run.state.index_of(&task)?, want, leases)
+        })))
     }
 
     fn resources(&self, names: &[String]) -> anyhow::Result<Vec<Resource>> {

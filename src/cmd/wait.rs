@@ -18,6 +18,7 @@ use crate::cmd::inside::Inside;
 use crate::cmd::{find, inside};
 use crate::logic::circle;
 use crate::logic::conductor;
+use crate::logic::leases::Leases;
 use crate::logic::state::{On, State};
 use crate::logic::view::{MAX_AWAITING, Phase, View};
 use crate::logic::wake::Concern;
@@ -26,6 +27,7 @@ use crate::model::matcher::Matcher;
 use crate::model::plan::Plan;
 use crate::model::vote::Choice;
 use crate::store::bells;
+use crate::store::leases::Desk;
 use crate::store::log::{LogError, Tape};
 use crate::store::registry;
 use crate::store::run::{Run, RunDir};
@@ -273,31 +275,45 @@ impl Waiting {
     fn begin(run: &mut Run, aims: &[Aim]) -> anyhow::Result<Waiting> {
         let inside = inside::attempt("wait")?;
         let mut ids = Vec::new();
-        let refused = run.transact(|tx, plan| {
-            let Some(own) = tx.fold.index_of(&inside.task) else { return Ok(None) };
-            let is_own = tx.fold.tasks[own].open.as_ref().is_some_and(|open| open.number == inside.attempt);
-            let on: Vec<On> =
-                aims.iter().filter_map(|aim| if let Aim::Task(on) = aim { Some(on.clone()) } else { None }).collect();
-            let votes: Vec<usize> =
-                aims.iter().filter_map(|aim| if let Aim::Verdict(vote) = aim { Some(*vote) } else { None }).collect();
-            if !is_own || on.is_empty() && votes.is_empty() || tx.fold.view.ended.is_some() {
-                return Ok(None);
-            }
-            if let Some(why) = circle::refusal(tx.fold, plan, own, &on, &votes) {
-                return Ok(Some(why));
-            }
-            for aim in aims {
-                if came(plan, tx.fold, aim).is_some() {
-                    continue;
+        let desk = inside.folder.path().parent().map(Desk::existing).transpose()?.flatten();
+        let mut begin = |leases: &Leases| {
+            run.transact(|tx, plan| {
+                let Some(own) = tx.fold.index_of(&inside.task) else { return Ok(None) };
+                let is_own = tx.fold.tasks[own].open.as_ref().is_some_and(|open| open.number == inside.attempt);
+                let on: Vec<On> = aims
+                    .iter()
+                    .filter_map(|aim| if let Aim::Task(on) = aim { Some(on.clone()) } else { None })
+                    .collect();
+                let votes: Vec<usize> = aims
+                    .iter()
+                    .filter_map(|aim| if let Aim::Verdict(vote) = aim { Some(*vote) } else { None })
+                    .collect();
+                if !is_own || on.is_empty() && votes.is_empty() || tx.fold.view.ended.is_some() {
+                    return Ok(None);
                 }
-                let id = tx.fold.view.seq + 1;
-                let on = Some(aim.name(plan));
-                let body = Body::Awaited(Awaited { id, matcher: None, on, done: false });
-                tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
-                ids.push(id);
-            }
-            Ok(None)
-        });
+                let held_up = circle::held_up(tx.fold, plan, leases);
+                if let Some(why) = circle::refusal(tx.fold, plan, own, &on, &votes, &held_up) {
+                    return Ok(Some(why));
+                }
+                for aim in aims {
+                    if came(plan, tx.fold, aim).is_some() {
+                        continue;
+                    }
+                    let id = tx.fold.view.seq + 1;
+                    let on = Some(aim.name(plan));
+                    let body = Body::Awaited(Awaited { id, matcher: None, on, done: false });
+                    tx.emit(Draft::attempt(Some(inside.worker), &inside.task, inside.attempt, body))?;
+                    ids.push(id);
+                }
+                Ok(None)
+            })
+        };
+        // Under the lock of the leases, so that of two who wait, one for the other and one for what it holds, the second sees
+        // the first.
+        let refused = match desk {
+            Some(mut desk) => desk.under_lock(begin)?,
+            None => begin(&Leases::default()),
+        };
         match refused.context("cannot write to the run's log")? {
             Some(why) => Err(Wrong::new(format!("task {} {why}", inside.task)).into()),
             None => Ok(Waiting { inside, ids }),

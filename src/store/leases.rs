@@ -155,8 +155,10 @@ pub enum Came {
     Full,
 }
 
+/// Says, under the lock, why somebody who would have to wait must not: the circle that only others can see.
+pub type Veto = Box<dyn Fn(&Leases, &Want) -> Option<String>>;
+
 /// Where leases are asked for and given back.
-#[derive(Debug)]
 pub struct Desk {
     dir: Dir,
     log: Log,
@@ -165,6 +167,13 @@ pub struct Desk {
     indexed: u64,
     /// How long a lock is waited for.
     patience: Duration,
+    veto: Option<Veto>,
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("dir", &self.dir).field("leases", &self.leases).finish_non_exhaustive()
+    }
 }
 
 impl Desk {
@@ -199,7 +208,7 @@ impl Desk {
             Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|e| DeskError::Log(dir.path().to_owned(), e))?,
         };
-        let mut desk = Desk { dir, log, leases: Leases::default(), indexed: 0, patience: WORKER_LOCK };
+        let mut desk = Desk { dir, log, leases: Leases::default(), indexed: 0, patience: WORKER_LOCK, veto: None };
         desk.begin()?;
         Ok(Some(desk))
     }
@@ -208,6 +217,13 @@ impl Desk {
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Desk {
         self.patience = patience;
+        self
+    }
+
+    /// From now on `veto` is asked before somebody waits in line.
+    #[must_use]
+    pub fn with_veto(mut self, veto: Veto) -> Desk {
+        self.veto = Some(veto);
         self
     }
 
@@ -297,11 +313,22 @@ impl Desk {
     /// Takes what is wanted if it is to be had now; with `queue`, waits in line for it otherwise. Who waits calls it again,
     /// with its place as `want.request`, and in the end either holds it or calls [`Desk::withdraw`].
     pub fn try_take(&mut self, want: &Want, queue: bool) -> Result<Taken, DeskError> {
-        self.transact(|tx, now| {
+        let veto = self.veto.take();
+        let taken = self.transact(|tx, now| {
             let (body, taken) = tx.fold.take(want, now, queue);
+            if let (Some(Body::Queued(_)), Some(said)) = (&body, veto.as_ref().and_then(|veto| veto(tx.fold, want))) {
+                return Ok(Taken::Circle(said));
+            }
             body.map(|body| tx.emit(Draft::run(body))).transpose()?;
             Ok(taken)
-        })
+        });
+        self.veto = veto;
+        taken
+    }
+
+    /// Does something while nothing is taken or given back. A run's lock may be taken meanwhile.
+    pub fn under_lock<T>(&mut self, act: impl FnOnce(&Leases) -> T) -> Result<T, DeskError> {
+        self.transact(|tx, _| Ok(act(tx.fold)))
     }
 
     /// No longer waits in line.
