@@ -332,6 +332,19 @@ mod tests {
     }
 
     #[test]
+    fn a_script_holds_it_until_it_gives_it_back_or_ends() {
+        let world = World::new();
+        let script = "T=$(cpw lease acquire db --json --ttl 10m); echo \"$T\"; cpw lease renew db --ttl 20m --json
+            cpw lease db --wait 0ms -- true; echo $?; cpw lease release db; cpw lease db --wait 0ms -- true; echo $?
+            cpw lease acquire gpu0";
+        let out = world.command("sh").args(["-c", script]).output().expect("sh runs");
+        // What it holds itself it would wait for for ever.
+        assert_eq!(text(&out.stdout), "{\"token\":2}\n{\"token\":2}\n3\n2\n0\n6", "{out:?}");
+        assert_eq!(code(&world, &["lease", "gpu0", "--wait", "0ms", "--", "true"]), Some(0), "the script has ended");
+        assert_eq!(check(&log(&world)), 4);
+    }
+
+    #[test]
     fn below_a_client_no_command_is_started() {
         let world = World::new();
         let out = world.cpw(&["lease", "db", "--", "touch", "ran"]).env("CLAUDECODE", "1").output().expect("cpw runs");

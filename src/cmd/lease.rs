@@ -94,6 +94,9 @@ enum Action {
         /// How long to hold it at most; as long as its holder lives where absent
         #[arg(long, value_parser = span, value_name = "SPAN")]
         ttl: Option<Span>,
+        /// Print the token as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Hold it for longer
     Renew {
@@ -102,11 +105,17 @@ enum Action {
         /// For how long from now
         #[arg(long, value_parser = span, value_name = "SPAN")]
         ttl: Span,
+        /// Print the token as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Give it back
     Release {
         #[command(flatten)]
         meant: Meant,
+        /// Print the token as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -238,18 +247,18 @@ fn holding(desk: &Desk) -> Vec<u64> {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     match &args.action {
-        Some(Action::Acquire { names, wait, ttl }) => acquire(names, *wait, *ttl),
-        Some(Action::Renew { meant, ttl }) => {
+        Some(Action::Acquire { names, wait, ttl, json }) => acquire(names, *wait, *ttl, *json),
+        Some(Action::Renew { meant, ttl, json }) => {
             let place = Place::here()?;
             let (which, claimant) = (meant.which(&place)?, place.claimant(lineage()));
             let said = place.desk()?.renew(&which, &claimant, ttl.as_ms())?;
-            Ok(answer(said, |token| format!("{token}")))
+            Ok(answer(said, *json))
         }
-        Some(Action::Release { meant }) => {
+        Some(Action::Release { meant, json }) => {
             let place = Place::here()?;
             let (which, claimant) = (meant.which(&place)?, place.claimant(lineage()));
             let said = place.desk()?.release(&which, &claimant)?;
-            Ok(answer(said, |_| String::new()))
+            Ok(answer(said, *json))
         }
         None if args.command.is_empty() && args.names.is_empty() => list(args.json),
         None if args.command.is_empty() => {
@@ -276,13 +285,14 @@ impl Meant {
     }
 }
 
-fn answer(said: Result<u64, String>, text: impl Fn(u64) -> String) -> Exit {
+fn answer(said: Result<u64, String>, as_json: bool) -> Exit {
     match said {
+        Ok(token) if as_json => {
+            print::out(json!({ "token": token }));
+            Exit::Ok
+        }
         Ok(token) => {
-            let text = text(token);
-            if !text.is_empty() {
-                print::out(text);
-            }
+            print::out(token);
             Exit::Ok
         }
         Err(why) => {
@@ -326,7 +336,7 @@ fn want(resources: Vec<Resource>, holder: Holder, ttl: Option<Span>) -> Want {
     Want { resources, holder, holding: Vec::new(), ttl_ms: ttl.map(Span::as_ms), until: None, request: None }
 }
 
-fn acquire(names: &[String], wait: Span, ttl: Option<Span>) -> anyhow::Result<Exit> {
+fn acquire(names: &[String], wait: Span, ttl: Option<Span>, as_json: bool) -> anyhow::Result<Exit> {
     let place = Place::here()?;
     let resources = place.resources(names)?;
     let above = process::ancestors();
@@ -341,10 +351,7 @@ fn acquire(names: &[String], wait: Span, ttl: Option<Span>) -> anyhow::Result<Ex
     let mut wanted = want(resources, place.holder(process, &label)?, ttl);
     let mut desk = place.desk()?;
     match take(&mut desk, &mut wanted, Some(wait), |_| ())? {
-        Ok(token) => {
-            print::out(token);
-            Ok(Exit::Ok)
-        }
+        Ok(token) => Ok(answer(Ok(token), as_json)),
         Err(exit) => Ok(exit),
     }
 }
