@@ -42,6 +42,7 @@ struct Program {
 
 const RESOURCES: [&str; 2] = ["db", "gpu"];
 
+#[expect(clippy::struct_excessive_bools, reason = "each is true or not by itself")]
 #[derive(Debug, Clone, Default)]
 struct Worker {
     /// How many of its wants it has got.
@@ -187,8 +188,8 @@ impl Space {
     }
 
     /// Appends to the log; returns whether others have to be woken.
-    fn write(&self, w: &mut World, body: Body) -> bool {
-        if let Body::Expired(p) = &body
+    fn write(&self, w: &mut World, body: &Body) -> bool {
+        if let Body::Expired(p) = body
             && let Some(lease) = w.leases.held.iter().find(|l| l.token == p.token)
         {
             let (_, since, ttl) = *w.given.iter().find(|g| g.0 == p.token).unwrap();
@@ -197,7 +198,7 @@ impl Space {
                 w.broken = Some("a lease is taken away before its time");
             }
         }
-        if let Body::Acquire(p) = &body {
+        if let Body::Acquire(p) = body {
             if p.token <= w.last {
                 w.broken = Some("tokens do not rise");
             }
@@ -210,7 +211,7 @@ impl Space {
         if w.leases.broken().is_some() {
             w.broken = Some("two hold the same");
         }
-        let wakes = w.leases.wakes(&body);
+        let wakes = w.leases.wakes(body);
         wakes && (self.protocol != Protocol::OnlyEndsWake || matches!(body, Body::Release(_) | Body::Expired(_)))
     }
 
@@ -224,16 +225,16 @@ impl Space {
         let over = w.leases.over(now);
         let mut rings = false;
         for release in over {
-            rings |= self.write(w, Body::Expired(release));
+            rings |= self.write(w, &Body::Expired(release));
         }
         for body in decide(&w.leases, now) {
-            rings |= self.write(w, body);
+            rings |= self.write(w, &body);
         }
         rings
     }
 
-    fn answer(&self, w: &mut World, i: usize, taken: Taken, want: &Want) {
-        match taken {
+    fn answer(&self, w: &mut World, i: usize, taken: &Taken, want: &Want) {
+        match *taken {
             Taken::Granted(token) => {
                 let worker = &mut w.workers[i];
                 worker.tokens.push(token);
@@ -241,8 +242,8 @@ impl Space {
                 (worker.request, worker.rung) = (None, false);
             }
             Taken::Queued(id) => {
-                let want = Want { request: Some(id), ..want.clone() };
-                let in_the_way = w.leases.in_the_way(&want);
+                let queued = Want { request: Some(id), ..want.clone() };
+                let in_the_way = w.leases.in_the_way(&queued);
                 let is_blind = self.protocol == Protocol::DeathsNotWatched;
                 let leases = in_the_way.leases.iter().map(|l| &l.holder);
                 let holders = leases.chain(in_the_way.requests.iter().map(|r| &r.holder));
@@ -279,8 +280,8 @@ impl Space {
                 *id = w.leases.seq + 1;
             }
             let want = self.want(w, i);
-            w.workers[i].rings = self.write(w, body);
-            self.answer(w, i, taken, &want);
+            w.workers[i].rings = self.write(w, &body);
+            self.answer(w, i, &taken, &want);
         } else if worker.got < self.programs[i].wants.len() {
             let want = self.want(w, i);
             let outside = self.protocol == Protocol::OutsideTheLock;
@@ -293,7 +294,7 @@ impl Space {
             w.workers[i].rings = rings;
             match said.unwrap() {
                 (Some(body), taken) => w.workers[i].decided = Some((body, taken)),
-                (None, taken) => self.answer(w, i, taken, &want),
+                (None, taken) => self.answer(w, i, &taken, &want),
             }
         } else if !worker.wrote {
             worker.wrote = true;
@@ -367,7 +368,7 @@ impl Model for Space {
             } else if w.pauses > 0 && !worker.dead && !worker.done {
                 actions.push(Step::Pause(i));
             }
-            if w.kills > 0 && !worker.dead && !(worker.done && !worker.rings) {
+            if w.kills > 0 && !worker.dead && (!worker.done || worker.rings) {
                 actions.push(Step::Kill(i));
             }
         }

@@ -339,7 +339,7 @@ mod tests {
             cpw lease acquire gpu0";
         let out = world.command("sh").args(["-c", script]).output().expect("sh runs");
         // What it holds itself it would wait for for ever.
-        assert_eq!(text(&out.stdout), "{\"token\":2}\n{\"token\":2}\n3\n2\n0\n6", "{out:?}");
+        assert_eq!(text(&out.stdout), "{\"token\":2}\n{\"token\":2}\n3\n2\n0\n7", "{out:?}");
         assert_eq!(code(&world, &["lease", "gpu0", "--wait", "0ms", "--", "true"]), Some(0), "the script has ended");
         assert_eq!(check(&log(&world)), 4);
     }
@@ -422,9 +422,9 @@ mod tests {
         let script =
             format!("i=0; while [ $i -lt {each} ]; do cpw lease n {WAIT} -- ./alone || exit 1; i=$((i + 1)); done");
         let begun = Instant::now();
-        let mut racers: Vec<Running> =
+        let mut all: Vec<Running> =
             (0..8).map(|_| start(world.command("sh").args(["-c", &script]).stdout(Stdio::null()))).collect();
-        for racer in &mut racers {
+        for racer in &mut all {
             let ended = wait_for(LONG * 5, || racer.0.try_wait().expect("a child")).expect("it ends in time");
             assert!(ended.success(), "{ended:?}");
         }
