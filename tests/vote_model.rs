@@ -11,15 +11,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use cpw::base::ids::{RunId, TaskId, Topic, WorkerNo};
-use cpw::base::span::{Limit, Span};
+use cpw::base::ids::{TaskId, Topic, WorkerNo};
+use cpw::base::span::Span;
 use cpw::logic::view::View;
 use cpw::logic::vote::Ballot;
 use cpw::model::event::{
     Body, Decided, Done, Draft, Ended, Event, RunEnded, RunStarted, SCHEMA, Started, Verdict, Vote,
 };
-use cpw::model::plan::{Action as Does, Backoff, Conductor, Durability, Isolate, Limits, Plan, Task, VERSION};
+use cpw::model::plan::{Conductor, Plan, VERSION};
 use cpw::model::vote::{self, Choice, OnAbort, Rule};
+use serde_json::json;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 /// What a build could get wrong.
@@ -172,53 +173,27 @@ impl World {
 
 impl Space {
     fn plan(&self) -> Plan {
-        let task = |name: &str| Task {
-            id: TaskId::new(name).unwrap(),
-            title: None,
-            action: Does::Run(vec!["true".into()]),
-            needs: Vec::new(),
-            claims: Vec::new(),
-            resources: Vec::new(),
-            timeout: Limit(None),
-            retries: 1,
-            backoff: Backoff { initial: Span::from_ms(0), ..Backoff::default() },
-            allow_failure: false,
-            // So that the view knows it from the beginning to the end.
-            critical: true,
-            signals: None,
-            summary: None,
-            env: BTreeMap::new(),
-            cwd: None,
-            isolate: Isolate::None,
-            priority: 0,
-            item: None,
-            draft: None,
-            expected: None,
+        // Critical, so that the view knows it from the beginning to the end.
+        let task = |name: &str| {
+            json!({"id": name, "run": ["true"], "timeout": "none", "retries": 1, "critical": true,
+                "backoff": {"initial": "0ms", "max": "1s", "factor": 1}})
         };
+        let deadline = self.deadline.then(|| Span::from_ms(DEADLINE_MS));
+        let (rule, default, on_abort) = (self.rule, self.default, OnAbort::Signal);
         let vote = vote::Vote {
             topic: topic(),
             voters: (0..3).map(id).collect(),
             quorum: self.quorum,
-            rule: self.rule,
-            deadline: self.deadline.then(|| Span::from_ms(DEADLINE_MS)),
-            default: self.default,
-            on_abort: OnAbort::Signal,
+            rule,
+            deadline,
+            default,
+            on_abort,
         };
-        Plan {
-            version: VERSION,
-            run: RunId::new("20260101-000000-model").unwrap(),
-            session: None,
-            rule: None,
-            from: None,
-            orphan_grace: None,
-            limits: Limits { max_workers: 3, max_claude: None, run_timeout: Limit(None), max_budget_usd: None },
-            durability: Durability::Process,
-            conductor: Conductor::default(),
-            tasks: TASKS.map(task).to_vec(),
-            merge: Vec::new(),
-            resources: BTreeMap::new(),
-            votes: vec![vote],
-        }
+        let plan = json!({
+            "version": VERSION, "run": "20260101-000000-model", "limits": {"max_workers": 3, "run_timeout": "none"},
+            "conductor": Conductor::default(), "tasks": TASKS.map(task), "votes": [vote],
+        });
+        serde_json::from_value(plan).unwrap()
     }
 
     /// What follows from the log, as whoever looks writes it.
@@ -317,7 +292,7 @@ impl Model for Space {
         match step {
             Step::Starts(i) => {
                 let n = w.attempt(i) + 1;
-                let started = Started { cwd: "/".into(), ..Started::default() };
+                let started = Started::default();
                 w.write(Draft::attempt(Some(WorkerNo(1)), &id(i), n, Body::Started(started)));
                 w.lives[i] = Life::Runs { said: 0 };
             }

@@ -4,7 +4,6 @@
 #![cfg(target_os = "linux")]
 
 #[cfg(test)]
-#[expect(dead_code, reason = "the harness serves several test crates")]
 #[path = "support/ledger.rs"]
 mod ledger;
 #[cfg(test)]

@@ -88,19 +88,19 @@ fn whole_attempt(state: &State, plan: &Plan, holder: &Holder) -> Option<usize> {
 /// the plan: the circle by name, as what follows "task a ". `None`: somebody else can bring it about.
 pub fn refusal(state: &State, plan: &Plan, own: usize, on: &[On], votes: &[usize], held_up: &[Step]) -> Option<String> {
     let open: Vec<&On> = on.iter().filter(|on| is_open(state, on)).collect();
-    let voters: Vec<(usize, usize)> =
+    let to_vote: Vec<(usize, usize)> =
         votes.iter().flat_map(|vote| voters(state, *vote).map(|voter| (voter, *vote))).collect();
-    let first = open.first().map(|on| on.task).or(voters.first().map(|(voter, _)| *voter))?;
+    let first = open.first().map(|on| on.task).or(to_vote.first().map(|(voter, _)| *voter))?;
     if let Some(on) = open.iter().find(|on| on.task == own) {
         let what = if on.checkpoint.is_some() { "come to it" } else { "be done" };
         return Some(format!("would wait for ever: it cannot {what} while it waits"));
     }
-    if let Some((_, vote)) = voters.iter().find(|(voter, _)| *voter == own) {
+    if let Some((_, vote)) = to_vote.iter().find(|(voter, _)| *voter == own) {
         let topic = &plan.votes[*vote].topic;
         return Some(format!("would wait for ever: it has not voted about {topic} itself; vote first"));
     }
     let tasks = open.iter().map(|on| (on.task, format!("waits for {}", on.name(plan))));
-    let votes = voters.iter().map(|(voter, vote)| (*voter, for_vote(plan, *voter, *vote)));
+    let votes = to_vote.iter().map(|(voter, vote)| (*voter, for_vote(plan, *voter, *vote)));
     circle(state, plan, own, tasks.chain(votes).collect(), held_up)
         .map(|path| format!("would wait for ever: {path}"))
         .or_else(|| crowd(state, plan, own, first))
