@@ -101,6 +101,58 @@ mod tests {
         Story { plan, log, effects, settled: true, tail: Vec::new(), raw: None, raw_effect: None }
     }
 
+    /// A run whose tasks vote: `a` and `b` for and against, which is an abort, so that `no` runs and `go` does not.
+    fn voted() -> Story {
+        let plan = json!({
+            "version": 1, "run": "r", "limits": {"max_workers": 2},
+            "tasks": [{"id": "a"}, {"id": "b"}, {"id": "go", "needs": ["t?proceed"]}, {"id": "no", "needs": ["t?abort"]}],
+            "votes": [{"topic": "t", "voters": ["a", "b"], "quorum": 2, "rule": "majority", "default": "abort",
+                "on_abort": "signal"}],
+        });
+        let process = json!({"pid": 7, "start_time": 9, "boot_id": "x"});
+        let started = |mono: u64| json!({"cwd": "/", "mono_ms": mono});
+        let done = json!({"exit": 0, "duration_ms": 4});
+        let vote = |decision: &str| json!({"topic": "t", "decision": decision});
+        let verdict =
+            json!({"topic": "t", "result": "abort", "proceed": 1, "abort": 1, "absent": 0, "escalates": true});
+        let ended = json!({"status": "failed", "reason": "", "done": 3, "failed": 0, "skipped": 1, "cancelled": 0});
+        let log = vec![
+            /*  1 */ event("run_started", ("", "", 0), &json!({"v": 1, "session": "s", "max_workers": 2})),
+            /*  2 */ event("worker_started", ("W1", "", 0), &process),
+            /*  3 */ event("worker_started", ("W2", "", 0), &process),
+            /*  4 */ event("started", ("W1", "a", 1), &started(100)),
+            /*  5 */ event("started", ("W2", "b", 1), &started(110)),
+            /*  6 */ event("vote", ("W1", "a", 1), &vote("proceed")),
+            /*  7 */
+            event("vote", ("W1", "a", 1), &json!({"topic": "t", "decision": "abort", "refused": "it has voted"})),
+            /*  8 */ event("vote", ("W2", "b", 1), &vote("abort")),
+            /*  9 */ event("verdict", ("", "", 0), &verdict),
+            /* 10 */ event("done", ("W1", "a", 1), &done),
+            /* 11 */ event("done", ("W2", "b", 1), &done),
+            /* 12 */ event("skipped", ("", "go", 0), &json!({"because": "the vote t said abort"})),
+            /* 13 */ event("started", ("W1", "no", 1), &started(120)),
+            /* 14 */ event("done", ("W1", "no", 1), &done),
+            /* 15 */ event("run_ended", ("", "", 0), &ended),
+            /* 16 */ event("delivered", ("", "", 0), &json!({"news": [9, 15], "hook": "Stop", "session": "s"})),
+        ];
+        Story { plan, log, effects: Vec::new(), settled: true, tail: Vec::new(), raw: None, raw_effect: None }
+    }
+
+    /// As [`BAD`], of a run whose tasks vote.
+    const BAD_VOTES: [(&str, &str, Plant); 11] = [
+        ("I26", "two votes of a task", |s| drop(s.log[6]["payload"].as_object_mut().unwrap().remove("refused"))),
+        ("I26", "a vote of a stranger", |s| s.plan["votes"][0]["voters"] = json!(["a"])),
+        ("I26", "a vote about nothing", |s| s.log[5]["payload"]["topic"] = "u".into()),
+        ("I26", "a vote behind the verdict", |s| s.log.swap(7, 8)),
+        ("I26", "a second verdict", |s| s.insert(10, s.log[8].clone())),
+        ("I26", "another result", |s| s.log[8]["payload"]["result"] = "proceed".into()),
+        ("I26", "another count", |s| s.log[8]["payload"]["absent"] = 1.into()),
+        ("I26", "no alarm", |s| s.log[8]["payload"]["escalates"] = false.into()),
+        ("I26", "no verdict", |s| drop(s.log.remove(8))),
+        ("I10", "begun with the other outcome", |s| s.plan["tasks"][3]["needs"] = json!(["t?proceed"])),
+        ("I10", "skipped with the right outcome", |s| s.plan["tasks"][2]["needs"] = json!(["t?abort"])),
+    ];
+
     /// A run that continues another one: `a` is taken over, `x` was not asked for, `b` needs `a` and is refused for want of
     /// quota, which does not count; meanwhile another client takes the run.
     fn continued() -> Story {
@@ -179,6 +231,11 @@ mod tests {
             }
             check(&log, &plan, effects.join("\n").as_bytes(), self.settled)
         }
+    }
+
+    #[test]
+    fn a_good_history_of_votes_passes() {
+        assert_eq!(voted().judge().complaints(), "");
     }
 
     #[test]
@@ -347,7 +404,9 @@ mod tests {
     #[test]
     fn every_planted_violation_is_found() {
         let plain = BAD.iter().chain(&BAD_EFFECTS).map(|bad| (good as fn() -> Story, bad));
-        let all: Vec<_> = plain.chain(BAD_CONTINUED.iter().map(|bad| (continued as fn() -> Story, bad))).collect();
+        let votes = BAD_VOTES.iter().map(|bad| (voted as fn() -> Story, bad));
+        let all: Vec<_> =
+            plain.chain(votes).chain(BAD_CONTINUED.iter().map(|bad| (continued as fn() -> Story, bad))).collect();
         for (begin, (rule, what, spoil)) in &all {
             let mut story = begin();
             spoil(&mut story);

@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 /// Every rule, with what it says.
-pub(crate) const RULES: [(&str, &str); 23] = [
+pub(crate) const RULES: [(&str, &str); 24] = [
     ("I1", "whole lines of JSON objects, `t` first, at most 64 KiB, known kinds"),
     ("I2", "`seq` is 1, 2, 3 …; the first line, and no other, is `run_started`"),
     ("I6", "attempts of a task are 1, 2, 3 …, one open at a time"),
@@ -29,6 +29,10 @@ pub(crate) const RULES: [(&str, &str); 23] = [
     ("I14", "nothing follows `run_ended` but deliveries, decisions, repairs and farewells"),
     ("I15", "the plan is the one that `run_started` names"),
     ("I24", "each piece of news is recorded as delivered once, to the session that owns the run"),
+    (
+        "I26",
+        "a voter of the plan has one vote, the first; each vote has one verdict, that of its votes, before the run ends",
+    ),
     ("D15", "nothing starts after it was cancelled, nothing is cancelled that nobody wanted cancelled"),
     ("W", "a worker is met once, acts between its beginning and its end, and leaves without an attempt"),
     ("E8", "no effect without a `started` before it"),
@@ -53,7 +57,7 @@ const LEFT_OUT: &str = "not asked for in this run";
 
 const TERMINAL: [&str; 5] = ["done", "failed", "timed_out", "cancelled", "lost"];
 const AFTER_THE_END: [&str; 5] = ["delivered", "decision", "adopted", "log_repaired", "worker_exited"];
-const OTHERS: [&str; 16] = [
+const OTHERS: [&str; 18] = [
     "run_started",
     "worker_started",
     "worker_exited",
@@ -62,6 +66,8 @@ const OTHERS: [&str; 16] = [
     "spawned",
     "progress",
     "skipped",
+    "vote",
+    "verdict",
     "delivered",
     "decision",
     "observed",
@@ -128,6 +134,8 @@ pub(crate) struct Task {
     /// The payload of the last outcome.
     pub(crate) last: Value,
     needs: Vec<usize>,
+    /// Topics, with what must come out.
+    verdicts: Vec<(String, String)>,
     retries: u64,
     tolerant: bool,
     claude: bool,
@@ -215,6 +223,21 @@ pub(crate) struct Report {
     under_way: bool,
     /// Begun by nobody: the next line says that it was done.
     taking: Option<usize>,
+    /// Per topic what was voted, and what came out.
+    polls: BTreeMap<String, Poll>,
+}
+
+/// A vote of the plan.
+#[derive(Debug, Default)]
+struct Poll {
+    voters: Vec<usize>,
+    quorum: u64,
+    unanimous: bool,
+    default: String,
+    on_abort: String,
+    votes: BTreeMap<usize, String>,
+    verdict: Option<String>,
+    escalates: bool,
 }
 
 impl Report {
@@ -256,6 +279,7 @@ pub(crate) fn check(log: &[u8], plan: &[u8], effects: &[u8], settled: bool) -> R
     let data: Value = serde_json::from_slice(plan).unwrap_or_default();
     report.tasks = tasks(&data);
     report.from = data["from"].as_str().map(ToOwned::to_owned);
+    report.polls = polls(&data, &report.tasks);
     if report.tasks.is_empty() {
         report.wrong("I15", Line::End, "plan.json names no tasks");
     }
@@ -291,6 +315,13 @@ fn tasks(plan: &Value) -> Vec<Task> {
                 .iter()
                 .filter_map(|n| ids.iter().position(|id| n.as_str() == Some(id)))
                 .collect(),
+            verdicts: t["needs"]
+                .as_array()
+                .unwrap_or(&none)
+                .iter()
+                .filter_map(|n| n.as_str()?.split_once('?'))
+                .map(|(topic, choice)| (topic.to_owned(), choice.to_owned()))
+                .collect(),
             retries: t["retries"].as_u64().unwrap_or(0),
             tolerant: t["allow_failure"].as_bool().unwrap_or(false),
             claude: !t["claude"].is_null(),
@@ -301,6 +332,75 @@ fn tasks(plan: &Value) -> Vec<Task> {
             retry_at: 0,
         })
         .collect()
+}
+
+fn polls(plan: &Value, tasks: &[Task]) -> BTreeMap<String, Poll> {
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let place = |v: &Value| tasks.iter().position(|t| v.as_str() == Some(&t.id));
+    let poll = |v: &Value| Poll {
+        voters: v["voters"].as_array().into_iter().flatten().filter_map(place).collect(),
+        quorum: v["quorum"].as_u64().unwrap_or(0),
+        unanimous: v["rule"] == "unanimous",
+        default: text(&v["default"]),
+        on_abort: text(&v["on_abort"]),
+        ..Poll::default()
+    };
+    plan["votes"].as_array().into_iter().flatten().map(|v| (text(&v["topic"]), poll(v))).collect()
+}
+
+fn judge_vote(report: &mut Report, event: &Event<'_>, i: usize) {
+    let at = Line::Log(event.n);
+    // Of what is taken over, nobody says what it had voted.
+    if event.worker.is_some() && !is_current(report, event, i) {
+        return;
+    }
+    let (id, topic) = (report.tasks[i].id.clone(), event.payload["topic"].as_str().unwrap_or_default());
+    let decision = event.payload["decision"].as_str().unwrap_or_default().to_owned();
+    let Some(poll) = report.polls.get_mut(topic) else {
+        return report.wrong("I26", at, format!("{id} votes about {topic:?}, which is not in the plan"));
+    };
+    if event.payload["refused"].is_string() {
+        return;
+    }
+    if !poll.voters.contains(&i) || poll.verdict.is_some() || !["proceed", "abort"].contains(&decision.as_str()) {
+        return report.wrong("I26", at, format!("the vote {decision:?} of {id} about {topic} counts"));
+    }
+    if poll.votes.insert(i, decision).is_some() {
+        report.wrong("I26", at, format!("{id} votes twice about {topic}"));
+    }
+}
+
+fn judge_verdict(report: &mut Report, event: &Event<'_>) {
+    let at = Line::Log(event.n);
+    let p = event.payload;
+    let topic = p["topic"].as_str().unwrap_or_default();
+    let Some(poll) = report.polls.get_mut(topic) else {
+        return report.wrong("I26", at, format!("a verdict about {topic:?}, which is not in the plan"));
+    };
+    let of = |choice: &str| poll.votes.values().filter(|v| *v == choice).count() as u64;
+    let (proceed, abort) = (of("proceed"), of("abort"));
+    let result = match (proceed + abort < poll.quorum, poll.unanimous) {
+        (true, _) => poll.default.as_str(),
+        (false, true) if abort == 0 => "proceed",
+        (false, false) if proceed > abort => "proceed",
+        (false, _) => "abort",
+    };
+    let absent = poll.voters.len() as u64 - proceed - abort;
+    let right = p["result"] == result
+        && p["no_quorum"].as_bool().unwrap_or(false) == (proceed + abort < poll.quorum)
+        && (p["proceed"].as_u64(), p["abort"].as_u64(), p["absent"].as_u64())
+            == (Some(proceed), Some(abort), Some(absent));
+    let alarm = result == "abort" && poll.on_abort == "signal" && !report.cancelled;
+    let again = poll.verdict.replace(p["result"].as_str().unwrap_or_default().to_owned()).is_some();
+    poll.escalates = p["escalates"] == true;
+    let escalates = poll.escalates;
+    report.news.insert(event.seq);
+    if again {
+        report.wrong("I26", at, format!("a second verdict about {topic}"));
+    }
+    if !right || escalates != alarm {
+        report.wrong("I26", at, format!("{p} is not what {proceed} for and {abort} against make it"));
+    }
 }
 
 fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8], data: &Value, n: usize, line: &[u8]) {
@@ -379,6 +479,7 @@ fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8],
             report.session = text("session");
         }
         "run_ended" => judge_end(report, &event),
+        "verdict" => judge_verdict(report, &event),
         _ => {
             let Some(task) = event.task else {
                 if matches!(t, "started" | "spawned" | "progress" | "skipped") || TERMINAL.contains(&t) {
@@ -393,6 +494,7 @@ fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8],
                 "started" => judge_started(report, &event, i),
                 "spawned" | "progress" => judge_word(report, &event, i),
                 "skipped" => judge_skipped(report, &event, i),
+                "vote" => judge_vote(report, &event, i),
                 t if TERMINAL.contains(&t) => judge_outcome(report, &event, i),
                 _ => {}
             }
@@ -410,6 +512,9 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 fn judge_taken(report: &mut Report, index: &BTreeMap<String, usize>, event: &Event<'_>) {
     let at = Line::Log(event.n);
     let task = event.task.and_then(|task| index.get(task).copied());
+    if event.t == "vote" && report.taking.is_some() && task == report.taking && event.worker.is_none() {
+        return;
+    }
     if let Some(i) = report.taking.take()
         && (event.t != "done" || task != Some(i) || event.worker.is_some())
     {
@@ -477,6 +582,11 @@ fn judge_started(report: &mut Report, event: &Event<'_>, i: usize) {
         if !report.tasks[need].satisfies() {
             let what = format!("{id} starts while {} is {}", report.tasks[need].id, report.tasks[need].state);
             report.wrong("I10", at, what);
+        }
+    }
+    for (topic, choice) in &task.verdicts {
+        if report.polls.get(topic).and_then(|poll| poll.verdict.as_ref()) != Some(choice) {
+            report.wrong("I10", at, format!("{id} starts without {topic}?{choice}"));
         }
     }
     if !task.may_come() {
@@ -553,6 +663,11 @@ fn judge_skipped(report: &mut Report, event: &Event<'_>, i: usize) {
     let because = event.payload["because"].as_str().unwrap_or_default();
     // Those that are skipped together stand in any order, so that only what is final counts as a cause.
     let doomed = report.tasks[i].needs.iter().any(|&n| report.tasks[n].dooms() && report.tasks[n].id == because);
+    let outvoted = |need: &(String, String)| {
+        let said = report.polls.get(&need.0).and_then(|poll| poll.verdict.as_deref());
+        said.is_some_and(|said| said != need.1 && because == format!("the vote {} said {said}", need.0))
+    };
+    let doomed = doomed || report.tasks[i].verdicts.iter().any(outvoted);
     if !doomed && !is_halt(because) && because != LEFT_OUT {
         report.wrong("I10", at, format!("{id} is skipped because of {because:?}, which does not make it impossible"));
     }
@@ -648,8 +763,15 @@ fn judge_end(report: &mut Report, event: &Event<'_>) {
         let bad = report.tasks.iter().any(|t| failed.contains(&t.state.as_str()) && !t.tolerant);
         let cancelled = report.cancelled || (report.count(&["cancelled"]) > 0 && !bad);
         // Who was left out on purpose, and who needs it, spoils nothing.
+        let open: Vec<&str> =
+            report.polls.iter().filter(|(_, p)| p.verdict.is_none()).map(|(t, _)| t.as_str()).collect();
+        let open = open.join(", ");
+        if !open.is_empty() {
+            report.wrong("I26", at, format!("the run ends before it is decided: {open}"));
+        }
         let halted = |t: &Task| t.state == "skipped" && t.last["because"].as_str().is_some_and(is_halt);
-        let status = match (cancelled, bad || report.tasks.iter().any(halted)) {
+        let voted_down = report.polls.values().any(|poll| poll.escalates);
+        let status = match (cancelled, bad || voted_down || report.tasks.iter().any(halted)) {
             (true, _) => "cancelled",
             (false, true) => "failed",
             (false, false) => "ok",
