@@ -21,7 +21,7 @@ mod tests {
     use crate::scratch::Scratch;
 
     /// A run may take so long on a busy machine.
-    const LONG: Duration = Duration::from_secs(120);
+    const LONG: Duration = Duration::from_mins(2);
 
     /// Runs a plan of these tasks in two workers; what happened to tasks, as `kind task`.
     fn run(scratch: &Scratch, tasks: &Value, good: bool) -> Vec<String> {

@@ -21,7 +21,7 @@ mod tests {
     use crate::scratch::{Call, SESSION, Scratch};
 
     /// A run may take so long on a busy machine.
-    const LONG: Duration = Duration::from_secs(120);
+    const LONG: Duration = Duration::from_mins(2);
 
     fn scratch() -> (tempfile::TempDir, Scratch) {
         let temp = tempfile::tempdir().expect("a folder");

@@ -222,15 +222,15 @@ mod tests {
         let need = |text: &str| Need::try_from(text.to_owned()).unwrap();
         let data = serde_json::json!({"app": "out/app"});
         let long = serde_json::json!("x".repeat(5000));
-        let (a, b, c, d, e) =
-            (need("build-1"), need("build.1"), need("build-1@compiled"), need("gen@big"), need("quiet"));
+        let [first, second, compiled, big, quiet] =
+            ["build-1", "build.1", "build-1@compiled", "gen@big", "quiet"].map(need);
         let path = |p: &str| Some(PathBuf::from(p));
         let made = need_variables([
-            (&a, path("/first"), None),
-            (&b, path("/second"), None),
-            (&c, path("/not-yet"), Some(&data)),
-            (&d, None, Some(&long)),
-            (&e, None, None),
+            (&first, path("/first"), None),
+            (&second, path("/second"), None),
+            (&compiled, path("/not-yet"), Some(&data)),
+            (&big, None, Some(&long)),
+            (&quiet, None, None),
         ]);
         let made: Vec<(&str, &str)> = made.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
         assert_eq!(

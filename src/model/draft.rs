@@ -59,6 +59,9 @@ pub const MERGE_KEYS: &[&str] = &["tool", "match", "needs", "set"];
 /// Keys of an entry of `votes`.
 pub const VOTE_KEYS: &[&str] = &["topic", "voters", "quorum", "rule", "deadline", "default", "on_abort"];
 
+/// What cpw writes into a plan's tasks of its own knowledge; in a plan that a person runs again it says nothing.
+const TASK_OWN: [&str; 2] = ["draft", "expected"];
+
 /// The values a task made from an item can use.
 pub const ITEM_NAMES: &[&str] = &["item", "item.name", "item.stem", "item.dir", "item.ext", "index"];
 
@@ -269,7 +272,7 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
     };
     if scope == Scope::Plan {
         out.item = n.field("item", r, |n, r| n.string(r).map(str::to_owned));
-        let with_item: Vec<&str> = TASK_KEYS.iter().copied().chain(["item"]).collect();
+        let with_item: Vec<&str> = TASK_KEYS.iter().copied().chain(["item"]).chain(TASK_OWN).collect();
         if !n.keys(r, &with_item, &[]) {
             return out;
         }
