@@ -57,7 +57,7 @@ const LEFT_OUT: &str = "not asked for in this run";
 
 const TERMINAL: [&str; 5] = ["done", "failed", "timed_out", "cancelled", "lost"];
 const AFTER_THE_END: [&str; 5] = ["delivered", "decision", "adopted", "log_repaired", "worker_exited"];
-const OTHERS: [&str; 18] = [
+const OTHERS: [&str; 19] = [
     "run_started",
     "worker_started",
     "worker_exited",
@@ -65,6 +65,7 @@ const OTHERS: [&str; 18] = [
     "started",
     "spawned",
     "progress",
+    "checkpoint",
     "skipped",
     "vote",
     "verdict",
@@ -136,6 +137,10 @@ pub(crate) struct Task {
     needs: Vec<usize>,
     /// Topics, with what must come out.
     verdicts: Vec<(String, String)>,
+    /// Checkpoints that it needs: whose, and which.
+    points: Vec<(usize, String)>,
+    /// Checkpoints that it has come to.
+    came: BTreeSet<String>,
     retries: u64,
     tolerant: bool,
     claude: bool,
@@ -322,6 +327,14 @@ fn tasks(plan: &Value) -> Vec<Task> {
                 .filter_map(|n| n.as_str()?.split_once('?'))
                 .map(|(topic, choice)| (topic.to_owned(), choice.to_owned()))
                 .collect(),
+            points: t["needs"]
+                .as_array()
+                .unwrap_or(&none)
+                .iter()
+                .filter_map(|n| n.as_str()?.split_once('@'))
+                .filter_map(|(task, name)| Some((ids.iter().position(|id| task == *id)?, name.to_owned())))
+                .collect(),
+            came: BTreeSet::new(),
             retries: t["retries"].as_u64().unwrap_or(0),
             tolerant: t["allow_failure"].as_bool().unwrap_or(false),
             claude: !t["claude"].is_null(),
@@ -492,7 +505,7 @@ fn judge_line(report: &mut Report, index: &BTreeMap<String, usize>, plan: &[u8],
             };
             match t {
                 "started" => judge_started(report, &event, i),
-                "spawned" | "progress" => judge_word(report, &event, i),
+                "spawned" | "progress" | "checkpoint" => judge_word(report, &event, i),
                 "skipped" => judge_skipped(report, &event, i),
                 "vote" => judge_vote(report, &event, i),
                 t if TERMINAL.contains(&t) => judge_outcome(report, &event, i),
@@ -589,6 +602,13 @@ fn judge_started(report: &mut Report, event: &Event<'_>, i: usize) {
             report.wrong("I10", at, format!("{id} starts without {topic}?{choice}"));
         }
     }
+    for (need, name) in &task.points {
+        let needed = &report.tasks[*need];
+        if !needed.came.contains(name) && !needed.is_taken() {
+            let what = format!("{id} starts, and {} has not come to {name}", needed.id);
+            report.wrong("I10", at, what);
+        }
+    }
     if !task.may_come() {
         report.wrong("I11", at, format!("{id} may not be tried again, with {} retries", task.retries));
     }
@@ -641,7 +661,12 @@ fn is_current(report: &mut Report, event: &Event<'_>, i: usize) -> bool {
 }
 
 fn judge_word(report: &mut Report, event: &Event<'_>, i: usize) {
-    if !is_current(report, event, i) || event.t != "spawned" {
+    if !is_current(report, event, i) || event.t == "progress" {
+        return;
+    }
+    if event.t == "checkpoint" {
+        let name = event.payload["name"].as_str().unwrap_or_default();
+        report.tasks[i].came.insert(name.to_owned());
         return;
     }
     let id = report.tasks[i].id.clone();
@@ -668,7 +693,12 @@ fn judge_skipped(report: &mut Report, event: &Event<'_>, i: usize) {
         said.is_some_and(|said| said != need.1 && because == format!("the vote {} said {said}", need.0))
     };
     let doomed = doomed || report.tasks[i].verdicts.iter().any(outvoted);
-    if !doomed && !is_halt(because) && because != LEFT_OUT {
+    let in_vain = report.tasks[i].points.iter().any(|(n, name)| {
+        let needed = &report.tasks[*n];
+        let ended_without = needed.closed.is_some() && !needed.came.contains(name);
+        ended_without && because.split(' ').next() == Some(needed.id.as_str())
+    });
+    if !doomed && !in_vain && !is_halt(because) && because != LEFT_OUT {
         report.wrong("I10", at, format!("{id} is skipped because of {because:?}, which does not make it impossible"));
     }
     close(report, event, i, "skipped");
@@ -771,7 +801,13 @@ fn judge_end(report: &mut Report, event: &Event<'_>) {
         }
         let halted = |t: &Task| t.state == "skipped" && t.last["because"].as_str().is_some_and(is_halt);
         let voted_down = report.polls.values().any(|poll| poll.escalates);
-        let status = match (cancelled, bad || voted_down || report.tasks.iter().any(halted)) {
+        let missed = |(n, name): &(usize, String)| {
+            let needed = &report.tasks[*n];
+            needed.attempts() > 0 && !needed.is_taken() && !needed.came.contains(name)
+        };
+        let in_vain = |t: &Task| t.state == "skipped" && t.points.iter().any(missed);
+        let spoilt = report.tasks.iter().any(|t| halted(t) || in_vain(t));
+        let status = match (cancelled, bad || voted_down || spoilt) {
             (true, _) => "cancelled",
             (false, true) => "failed",
             (false, false) => "ok",
