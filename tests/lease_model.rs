@@ -233,16 +233,16 @@ impl Space {
         rings
     }
 
-    fn answer(&self, w: &mut World, i: usize, taken: &Taken, want: &Want) {
+    fn answer(&self, w: &mut World, i: usize, taken: &Taken, wanted: &Want) {
         match *taken {
-            Taken::Granted(token) => {
-                let worker = &mut w.workers[i];
-                worker.tokens.push(token);
-                worker.got += 1;
-                (worker.request, worker.rung) = (None, false);
+            Taken::Granted(number) => {
+                let one = &mut w.workers[i];
+                one.tokens.push(number);
+                one.got += 1;
+                (one.request, one.rung) = (None, false);
             }
             Taken::Queued(id) => {
-                let queued = Want { request: Some(id), ..want.clone() };
+                let queued = Want { request: Some(id), ..wanted.clone() };
                 let in_the_way = w.leases.in_the_way(&queued);
                 let is_blind = self.protocol == Protocol::DeathsNotWatched;
                 let leases = in_the_way.leases.iter().map(|l| &l.holder);
@@ -252,8 +252,8 @@ impl Space {
                 watched.dedup();
                 watched.retain(|_| !is_blind);
                 let end = Leases::next_end(&in_the_way);
-                let worker = &mut w.workers[i];
-                (worker.request, worker.watched, worker.end, worker.rung) = (Some(id), watched, end, false);
+                let one = &mut w.workers[i];
+                (one.request, one.watched, one.end, one.rung) = (Some(id), watched, end, false);
             }
             Taken::Circle(_) => {
                 w.circle = true;

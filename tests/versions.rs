@@ -110,8 +110,8 @@ mod tests {
         private(&folder, 0o700);
         // The process that holds, and waits, is this one.
         let stat = fs::read_to_string("/proc/self/stat").expect("what the kernel says");
-        let start = stat.rsplit_once(')').expect("a name").1.split_ascii_whitespace().nth(19).expect("a start time");
-        let own = format!("{{\"pid\":{},\"start_time\":{start},\"boot_id\":\"{}\"", std::process::id(), boot.trim());
+        let begun = stat.rsplit_once(')').expect("a name").1.split_ascii_whitespace().nth(19).expect("a start time");
+        let own = format!("{{\"pid\":{},\"start_time\":{begun},\"boot_id\":\"{}\"", std::process::id(), boot.trim());
         let log = checked_in("v1/project.jsonl");
         let dead = "{\"pid\":4200,\"start_time\":42000,\"boot_id\":\"5b1e5f0c-7a34-4d2a-9a53-2f6d1c8b9e10\"";
         fs::write(folder.join("events.jsonl"), log.replace(dead, &own)).expect("the log");
