@@ -135,7 +135,15 @@ mod tests {
             /* 15 */ event("run_ended", ("", "", 0), &ended),
             /* 16 */ event("delivered", ("", "", 0), &json!({"news": [9, 15], "hook": "Stop", "session": "s"})),
         ];
-        Story { plan, log, effects: Vec::new(), settled: true, tail: Vec::new(), raw: None, raw_effect: None }
+        let effects = vec![
+            effect("a", 1, 4, "begin", 5),
+            effect("b", 1, 5, "begin", 5),
+            effect("a", 1, 4, "end", 9),
+            effect("b", 1, 5, "end", 10),
+            effect("no", 1, 13, "begin", 13),
+            effect("no", 1, 13, "end", 13),
+        ];
+        Story { plan, log, effects, settled: true, tail: Vec::new(), raw: None, raw_effect: None }
     }
 
     /// As [`BAD`], of a run whose tasks vote.

@@ -370,10 +370,8 @@ impl Space {
         for (x, y) in (0..=to_come).flat_map(|x| (0..=to_come - x).map(move |y| (x, y))) {
             let (p, a) = (p + x, a + y);
             let proceeds = if self.rule == Rule::Majority { p > a } else { a == 0 };
-            out.insert(match p + a < self.quorum {
-                true => (self.default, true),
-                false => (if proceeds { Choice::Proceed } else { Choice::Abort }, false),
-            });
+            let counted = if proceeds { Choice::Proceed } else { Choice::Abort };
+            out.insert(if p + a < self.quorum { (self.default, true) } else { (counted, false) });
         }
         out
     }

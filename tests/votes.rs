@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(outside.status.code(), Some(3));
         assert!(outside.err.contains("works inside a task only"), "{}", outside.err);
         let stranger = "for i in 1 2 3; do cpw vote t abort; echo code $?; done; touch tried";
-        let voter = format!(
+        let mistaken = format!(
             "{}; cpw vote nope proceed; echo code $?; cpw vote t maybe; echo code $?; \
              cpw vote t proceed --reason 'it is <good>' --json; echo code $?",
             wait_for_file("tried")
@@ -138,7 +138,7 @@ mod tests {
                 {"topic": "u", "voters": ["late"], "quorum": 1, "default": "proceed"}]),
             &json!([
                 {"id": "stranger", "shell": stranger},
-                {"id": "a", "shell": voter},
+                {"id": "a", "shell": mistaken},
                 {"id": "b", "shell": "cpw vote t proceed; echo code $?"},
                 {"id": "late", "shell": late}]),
         );
