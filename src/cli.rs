@@ -97,6 +97,7 @@ fn inside() -> Option<Command> {
         "summary" => read().map(Command::Summary),
         "checkpoint" => read().map(Command::Checkpoint),
         "signal" => read().map(Command::Signal),
+        "vote" => read().map(Command::Vote),
         _ => None,
     }
 }
