@@ -140,7 +140,7 @@ fn large_files() {
                 assert_eq!(told(requests, &format!("done: {month}.csv: \"{month}.csv: 120000 rows")), 1);
             }
             assert!(requests.len() <= 4, "{}", requests.len());
-        })
+        });
     });
 }
 
@@ -170,8 +170,8 @@ fn benchmarks() {
     // Stop has held until the last of them was in: at the cost of one request.
     on_each_client(|installed| {
         play(installed, make(), "Benchmark the modules", "All three are measured.", |_, requests| {
-            assert_eq!(requests.len(), 2)
-        })
+            assert_eq!(requests.len(), 2);
+        });
     });
 }
 
@@ -200,15 +200,22 @@ fn deploy() {
         (wired("deploy", ""), script)
     };
     on_each_client(|installed| {
-        play(installed, make(), "Deploy the app", "Testing failed, so production stays as it is.", |world, requests| {
-            for part in
-                ["CRITICAL: testing failed (exit 1).", "CRITICAL: \"Production deployment\" blocked: testing failed."]
-            {
-                assert_eq!(told(requests, part), 1, "{part}: {:?}", requests.last().map(Request::news));
-            }
-            assert!(!world.project().join("servers/production").exists());
-            assert_eq!(requests.len(), 3);
-        })
+        play(
+            installed,
+            make(),
+            "Deploy the app",
+            "Testing failed, so production stays as it is.",
+            |world, requests| {
+                for part in [
+                    "CRITICAL: testing failed (exit 1).",
+                    "CRITICAL: \"Production deployment\" blocked: testing failed.",
+                ] {
+                    assert_eq!(told(requests, part), 1, "{part}: {:?}", requests.last().map(Request::news));
+                }
+                assert!(!world.project().join("servers/production").exists());
+                assert_eq!(requests.len(), 3);
+            },
+        );
     });
 }
 
@@ -234,7 +241,7 @@ fn review() {
             );
             assert!(world.read("greet.sh").unwrap().contains("hello, ${1:-you}"));
             assert_eq!(requests.len(), 2);
-        })
+        });
     });
     // A line that ends in a space: two of three are against it.
     let spoiled = "sed -i '/^+echo/s/$/ /' change.diff";
@@ -244,7 +251,7 @@ fn review() {
             assert_eq!(told(requests, critical), 1, "{:?}", requests.last().map(Request::news));
             assert_eq!(world.read("greet.sh").unwrap(), "#!/bin/sh\necho \"hello\"\n");
             assert_eq!(requests.len(), 2);
-        })
+        });
     });
 }
 
@@ -276,7 +283,7 @@ fn pipeline() {
             }
             assert!(world.project().join("out/app.tar").exists());
             assert_eq!(requests.len(), 2);
-        })
+        });
     });
 }
 

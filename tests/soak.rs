@@ -197,7 +197,7 @@ mod tests {
     fn judge_leases(log: &str) -> usize {
         let mut held: BTreeMap<u64, Vec<String>> = BTreeMap::new();
         let mut waiting: BTreeMap<u64, Value> = BTreeMap::new();
-        let mut taken = 0;
+        let mut grants = 0;
         for (line, seq) in log.lines().zip(1_u64..) {
             let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("line {seq}: {e}: {line}"));
             assert_eq!(event["seq"], seq, "{line}");
@@ -219,7 +219,7 @@ mod tests {
                         assert!(!clash, "beside the lease {other}: {line}");
                     }
                     held.insert(token, all);
-                    taken += 1;
+                    grants += 1;
                 }
                 "release" | "expired" if payload["refused"] != true => {
                     let ended = held.remove(&token).is_some() || waiting.remove(&token).is_some();
@@ -228,7 +228,7 @@ mod tests {
                 _ => {}
             }
         }
-        taken
+        grants
     }
 
     fn start(world: &World, client: u32, random: &mut Random) {

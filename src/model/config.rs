@@ -732,6 +732,7 @@ mod tests {
 
     /// What is wrong, and the paths that must be named, all of them and no others.
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn every_mistake_is_reported_at_its_place() {
         const T: &str = "$.rules[0].tasks[0]";
         let at = |rest: &str| vec![format!("$.rules[0]{rest}")];

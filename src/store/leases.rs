@@ -552,9 +552,9 @@ mod tests {
     }
 
     fn want(names: &[&str]) -> Want {
-        let named = |name: &&str| resolve(name, Path::new("/"), Path::new("/p")).unwrap();
+        let meant = |name: &&str| resolve(name, Path::new("/"), Path::new("/p")).unwrap();
         Want {
-            resources: resource::together(names.iter().map(named).collect()),
+            resources: resource::together(names.iter().map(meant).collect()),
             holder: Holder {
                 process: process::me(),
                 run: None,

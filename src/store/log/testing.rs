@@ -252,6 +252,7 @@ fn holder(task: &TaskId) -> Holder {
 }
 
 /// An event of every kind, in an order in which they could stand.
+#[expect(clippy::too_many_lines, reason = "a list")]
 pub(super) fn every_kind() -> Vec<Draft> {
     let a = TaskId::new("task-a").unwrap();
     let me = WorkerNo(1);
