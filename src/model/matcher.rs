@@ -57,10 +57,14 @@ impl Matcher {
         let glob = match inside {
             None => None,
             Some("") => return wrong("nothing stands in its parentheses"),
-            Some(inside) => match Glob::text(inside.strip_prefix("./").unwrap_or(inside)) {
-                Ok(glob) => Some(glob),
-                Err(e) => return wrong(&format!("its glob {e}")),
-            },
+            Some(inside) => {
+                // A file is named without it. In a command it says which program is meant.
+                let plain = inside.strip_prefix("./").filter(|_| tool != "Bash").unwrap_or(inside);
+                match Glob::text(plain) {
+                    Ok(glob) => Some(glob),
+                    Err(e) => return wrong(&format!("its glob {e}")),
+                }
+            }
         };
         Ok(Matcher { written: written.to_owned(), tool: tool.to_owned(), glob })
     }
@@ -142,6 +146,8 @@ mod tests {
             ("Bash(psql*)", "Bash", "echo psql", false),
             ("Bash(*psql*)", "Bash", "cd a/b\npsql", true),
             ("Bash(f(x))", "Bash", "f(x)", true),
+            ("Bash(./deploy.sh*)", "Bash", "./deploy.sh production", true),
+            ("Bash(deploy.sh*)", "Bash", "./deploy.sh production", false),
             ("mcp__db__query(*)", "mcp__db__query", "", true),
             ("mcp__db__query", "mcp__db__other", "", false),
             ("*", "WebFetch", "https://x", true),
