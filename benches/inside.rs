@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Rounds, each with one call of every case.
-const ROUNDS: usize = 100;
+/// Rounds, each with one call of every case. No more than there may be votes in a plan: each round has one of its own.
+const ROUNDS: usize = 60;
 
 /// Between rounds: more than ten signals a second would be counted instead of written.
 const PAUSE: Duration = Duration::from_millis(110);
@@ -49,13 +49,21 @@ fn main() {
     }
 }
 
+/// Stands for the topic of a round.
+const TOPIC: &str = "TOPIC";
+
+fn topic(round: usize) -> String {
+    format!("t{round}")
+}
+
 fn report(binary: &str, task: &Task, base: &Path) {
-    let cases: [(&str, &[&str]); 5] = [
+    let cases: [(&str, &[&str]); 6] = [
         ("--version, by clap", &["--version"]),
         ("progress 100, written", &["progress", "100"]),
         ("progress 50, within a second of the last", &["progress", "50"]),
         ("checkpoint with data", &["checkpoint", "half", "--data", "{\"n\": 1}"]),
         ("signal, written", &["signal", "--hook", "post-tool-use", "--exit", "0", "--message", "half"]),
+        ("vote, written", &["vote", TOPIC, "proceed"]),
     ];
     let mut took = vec![Vec::new(); cases.len() + 1];
     for round in 0..=ROUNDS {
@@ -64,7 +72,11 @@ fn report(binary: &str, task: &Task, base: &Path) {
             let at = (round + turn) % took.len();
             let seconds = match at.checked_sub(1) {
                 None => run(&mut Command::new(base)),
-                Some(case) => run(&mut task.command(cases[case].1)),
+                Some(case) => {
+                    let topic = topic(round);
+                    let args = cases[case].1.iter().map(|arg| if *arg == TOPIC { &*topic } else { arg });
+                    run(&mut task.command(&args.collect::<Vec<_>>()))
+                }
             };
             // The first start of a program reads it from the disk.
             if round > 0 {
@@ -113,7 +125,14 @@ impl Task {
     fn begin(root: &Path, program: &Path) -> Task {
         let project = root.join("project");
         fs::create_dir_all(project.join(".claude")).expect("a folder");
-        let plan = r#"{"version": 1, "tasks": [{"id": "a", "shell": "env -0 >new; mv new env; until [ -e over ]; do sleep 0.1; done"}]}"#;
+        let wait = "env -0 >new; mv new env; until [ -e over ]; do sleep 0.1; done";
+        // Each vote has another voter, so that none is decided by the first.
+        let vote = |round| format!(r#"{{"topic": "{}", "voters": ["a", "b"], "on_abort": "none"}}"#, topic(round));
+        let votes: Vec<String> = (0..=ROUNDS).map(vote).collect();
+        let plan = format!(
+            r#"{{"version": 1, "votes": [{}], "tasks": [{{"id": "a", "shell": "{wait}"}}, {{"id": "b", "shell": "true", "needs": ["a"]}}]}}"#,
+            votes.join(", ")
+        );
         fs::write(project.join("plan.json"), plan).expect("a file");
         let env: Vec<(String, String)> = [("PATH", "/usr/bin:/bin"), ("HOME", "/nonexistent")]
             .into_iter()
