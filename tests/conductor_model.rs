@@ -330,7 +330,7 @@ impl Space {
             w.end_hook(s, h);
             return;
         }
-        let Message { news, signals, .. } = conductor::news(&w.view, "run", 4000, occasion, NOW);
+        let Message { news, signals, .. } = conductor::news(&w.view, "run", 4000, occasion, NOW, true);
         w.lock = Some((s, h));
         if self.protocol == Protocol::RecordsBeforeWriting {
             w.write(delivered(kind, s, w.sessions[s].prompt, news.clone(), signals.clone()), 0);

@@ -1,5 +1,5 @@
-//! All ways of working together at once, for a while: runs whose tasks hold resources, hand over checkpoints and say how far
-//! they are, a session whose calls use the same resources, and a terminal that wants them too, while workers, tasks, hooks
+//! All ways of working together at once, for a while: runs whose tasks hold resources, hand over checkpoints, vote and say how
+//! far they are, a session whose calls use the same resources, and a terminal that wants them too, while workers, tasks, hooks
 //! and commands are killed at random. Then the faults stop, and every run has to end. The independent judge of histories
 //! reads each log, another one the project's log of leases, and the holders themselves have noted whether they were alone.
 //!
@@ -57,6 +57,7 @@ mod tests {
         say begin
         cpw progress 50 || :
         cpw checkpoint half --data '{"n": 1}' || :
+        case $CPW_TASK in t[0-4]) cpw vote go proceed --reason seen || : ;; esac
         sleep "$1"
         say end
         look "$2"
@@ -100,6 +101,7 @@ mod tests {
             let need = i.checked_sub(1 + random.below(6)).map(|n| match random.below(3) {
                 0 => vec![format!("t{n}@half")],
                 1 => vec![format!("t{n}")],
+                _ if i >= 12 => vec!["go?proceed".to_owned()],
                 _ => Vec::new(),
             });
             json!({
@@ -110,6 +112,11 @@ mod tests {
             })
         };
         (0..TASKS).map(|i| task(i, random)).collect()
+    }
+
+    /// What the first of them vote about.
+    fn votes() -> Value {
+        json!([{"topic": "go", "voters": ["t0", "t1", "t2", "t3", "t4"], "quorum": 2, "on_abort": "none"}])
     }
 
     fn hook(world: &World, client: u32, name: &str, event: &str, more: &Value) -> Output {
@@ -235,11 +242,12 @@ mod tests {
         let config = json!({
             "version": 1, "limits": {"max_workers": 4}, "conductor": {"wait": "50ms", "gate": "off"},
             "resources": {"db": {"tools": ["Bash(psql*)"]}},
-            "rules": [{"name": "soak", "when": {"prompt": "soak"}, "tasks": tasks(random)}]});
+            "rules": [{"name": "soak", "when": {"prompt": "soak"}, "tasks": tasks(random), "votes": votes()}]});
         world.write(".claude/cpw.json", &config.to_string());
         assert!(world.cpw(&["allow", "--yes"]).output().expect("cpw runs").status.success());
         hook(world, client, "user-prompt-submit", "UserPromptSubmit", &json!({"prompt": "Please soak it now"}));
-        let plan = json!({"version": 1, "limits": {"max_workers": 4}, "tasks": tasks(random)});
+        let plan = json!({
+            "version": 1, "limits": {"max_workers": 4}, "tasks": tasks(random), "votes": votes()});
         world.write("plan.json", &plan.to_string());
         let out = world.cpw(&["run", "plan.json", "--detach"]).output().expect("cpw runs");
         assert!(out.status.success(), "{out:?}");

@@ -301,7 +301,7 @@ fn inside_a_task_the_own_run_is_meant_and_a_circle_is_refused() {
     let said = String::from_utf8(out.stdout).unwrap();
     assert!(said.starts_with("3\n3\nfirst is done\n0\n"), "{said}");
     assert!(said.contains("waits would wait for ever: its run ends after it"), "{said}");
-    assert!(said.contains("waits would wait for ever: behind needs it"), "{said}");
+    assert!(said.contains("waits would wait for ever: waits waits for behind, which needs waits"), "{said}");
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn fold(events: &[Event]) {
     }
     let now = Now { ms: 5, boot_id: "boot" };
     for occasion in [Occasion::Step, Occasion::Stop, Occasion::Prompt, Occasion::Idle] {
-        let news = conductor::news(&view, ".claude/runs/r", 1000, occasion, now);
+        let news = conductor::news(&view, ".claude/runs/r", 1000, occasion, now, true);
         assert!(news.text.chars().count() <= 1000, "{}", news.text);
         assert!(conductor::has_news(&view, occasion, now) || news == conductor::Message::default());
     }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 
+use crate::actor::crew;
 use crate::hook::answer::{Answer, MAX_CONTEXT};
 use crate::hook::scene::{Scene, deliver_lock, now};
 use crate::logic::conductor;
@@ -72,7 +73,8 @@ pub(super) fn collect_beside(scene: &mut Scene, occasion: Occasion, first: &str)
         let shown = run.folder.shown();
         let view = &run.hooked.view;
         let most = usize::try_from(view.conductor.news_chars).unwrap_or(MAX_CONTEXT).min(room);
-        let message = conductor::news(view, &shown, most, occasion, now());
+        let attended = crew::anybody(&run.folder, view);
+        let message = conductor::news(view, &shown, most, occasion, now(), attended);
         let chars = message.text.chars().count();
         if chars == 0 || chars > room {
             continue;

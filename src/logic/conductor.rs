@@ -442,8 +442,8 @@ fn matters(news: &News) -> bool {
 }
 
 /// Everything that is new in a run and due on an occasion, most important first, within `max` characters. What does not fit
-/// is counted, and covered all the same: it can be looked up.
-pub fn news(view: &View, shown: &str, max: usize, occasion: Occasion, now: Now<'_>) -> Message {
+/// is counted, and covered all the same: it can be looked up. `attended`: a worker lives, so that what runs by the log does.
+pub fn news(view: &View, shown: &str, max: usize, occasion: Occasion, now: Now<'_>, attended: bool) -> Message {
     if !has_news(view, occasion, now) {
         return Message::default();
     }
@@ -457,7 +457,8 @@ pub fn news(view: &View, shown: &str, max: usize, occasion: Occasion, now: Now<'
         sorted.iter().filter(|n| !is_told(n)).partition(|n| n.what == Happened::Ended);
     let left_out = |n: usize| format!("and {n} more, all under {shown}/workers.");
     let mut last: Vec<String> = ends.iter().map(|n| news_line(n, view, shown)).collect();
-    if view.ended.is_none()
+    if attended
+        && view.ended.is_none()
         && let Some(still) = still_processing(view, now)
     {
         last.push(format!("{}.", text::one_line(&still, max / 3)));
@@ -770,7 +771,7 @@ mod tests {
     const NOW: Now<'_> = Now { ms: 5000, boot_id: "boot" };
 
     fn told(view: &View, max: usize) -> Message {
-        news(view, SHOWN, max, Occasion::Step, NOW)
+        news(view, SHOWN, max, Occasion::Step, NOW, true)
     }
 
     fn lease(token: u64, names: &[&str], holder: Holder, expires: Option<u64>) -> leases::Lease {
@@ -1156,6 +1157,13 @@ mod tests {
         let refusal = |task: &str, now_ms| claim_refusal(&TaskId::new(task).unwrap(), &brief(task), "x", now_ms);
         assert!(refusal("a", 5000).contains("80 % done, about 30 s left by earlier runs. "), "{}", refusal("a", 5000));
         assert!(refusal("c", 61_000).contains("for 1 min, slow: 1 min, usually 1.0 s. "), "{}", refusal("c", 61_000));
+        // Where no worker lives, nobody is said to be at work.
+        let said = |attended| news(&view, SHOWN, 4000, Occasion::Step, NOW, attended).text;
+        assert!(
+            said(true).contains("Workers still processing") && !said(false).contains("Workers still"),
+            "{}",
+            said(false)
+        );
     }
 
     #[test]

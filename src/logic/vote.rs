@@ -692,7 +692,7 @@ mod tests {
 
     #[test]
     fn the_session_hears_what_came_out_and_of_an_abort_before_it_stops() {
-        let said = |state: &State, occasion| conductor::news(&state.view, "runs/r", 4000, occasion, NOW).text;
+        let said = |state: &State, occasion| conductor::news(&state.view, "runs/r", 4000, occasion, NOW, true).text;
         let mut c = Course::new(&["a", "b"], vec![vote("deploy", &["a"], |_| ())], |_| ());
         c.start("b");
         c.start("a");
