@@ -110,8 +110,14 @@ pub fn main() -> ExitCode {
         Err(e) => {
             // Help and version are no errors, and go to stdout. Clap's own code for wrong usage is 2, which is never ours.
             let wrong = e.use_stderr();
-            drop(e.print());
-            return if wrong { Exit::Usage } else { Exit::Ok }.into();
+            // Who reads no further has seen enough.
+            let lost = e.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
+            return match (wrong, lost) {
+                (true, _) => Exit::Usage,
+                (false, true) => Exit::Failed,
+                (false, false) => Exit::Ok,
+            }
+            .into();
         }
     };
     let result = match &command {

@@ -159,6 +159,9 @@ impl Pace {
     /// See [`Pace::MOST`].
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// How long what is kept is, in bytes: its largest numbers fit.
+    const LENGTH: usize = 256;
+
     /// For how long another signal of the same task is waited for.
     const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -195,10 +198,12 @@ impl Pace {
         serde_json::from_slice(&text[..n]).unwrap_or_default()
     }
 
-    /// Should that fail, signals are written as they come.
+    /// Should that fail, signals are written as they come. All of them are of one length, so that nothing is left of the
+    /// last one: to cut the file first would cost more than all else.
     fn keep(&mut self, spell: &Spell) {
-        if let Ok(text) = serde_json::to_vec(spell) {
-            drop(self.file.set_len(0).and_then(|()| self.file.write_all_at(&text, 0)));
+        if let Ok(mut text) = serde_json::to_vec(spell) {
+            text.resize(text.len().max(Pace::LENGTH), b' ');
+            drop(self.file.write_all_at(&text, 0));
         }
     }
 }

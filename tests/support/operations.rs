@@ -114,7 +114,7 @@ const fn works(name: &'static str, begin: Begin, args: &'static [&'static str]) 
 }
 
 /// All of them.
-pub(crate) static OPERATIONS: [Operation; 28] = [
+pub(crate) static OPERATIONS: [Operation; 30] = [
     hook("prompt", Begin::Approved, "user-prompt-submit", "UserPromptSubmit", ""),
     hook("claim", Begin::Begun, "pre-tool-use", "PreToolUse", "Read"),
     hook("merge", Begin::Ended, "pre-tool-use", "PreToolUse", "Write"),
@@ -130,6 +130,8 @@ pub(crate) static OPERATIONS: [Operation; 28] = [
     cpw("clean", Begin::Failed, &["clean", "--keep", "0"]),
     cpw("progress", Begin::Broken, &["progress", "60", "--note", "half way"]),
     cpw("summary", Begin::Broken, &["summary", "5 findings"]),
+    cpw("checkpoint", Begin::Broken, &["checkpoint", "half", "--data", "{\"n\": 1}"]),
+    cpw("lease", Begin::Approved, &["lease", "db", "./api.py", "--"]),
     cpw("allow", Begin::Rules, &["allow", "--yes"]),
     cpw("init", Begin::Rules, &["init"]),
     cpw("status", Begin::Broken, &["status"]),
@@ -265,9 +267,13 @@ impl Operation {
             What::Cpw(args) => {
                 let mut command = scratch.command(outer, args);
                 match args[0] {
-                    "progress" | "summary" | "signal" => inside(scratch, &mut command),
+                    "progress" | "summary" | "signal" | "checkpoint" => inside(scratch, &mut command),
                     "adopt" => {
                         command.arg(scratch.runs().pop().expect("a run").file_name().expect("an id"));
+                    }
+                    // One whose own calls may fail as ours may.
+                    "lease" => {
+                        command.arg(program()).arg("--version");
                     }
                     _ => {}
                 }
@@ -564,6 +570,12 @@ impl Operation {
             "clean" => check(scratch.ledgers()?.is_empty(), "the run is removed"),
             "progress" => check(ledger?.has("progress", &[("note", "half way")]), "the progress is in the log"),
             "summary" => check(ledger?.has("progress", &[("summary", "5 findings")]), "the summary is in the log"),
+            "checkpoint" => check(ledger?.has("checkpoint", &[("name", "half")]), "the checkpoint is in the log"),
+            "lease" => {
+                let log = scratch.project().join(".claude/runs/project/events.jsonl");
+                let log = fs::read_to_string(log).unwrap_or_default();
+                check(done.out.starts_with("cpw ") && log.contains("\"t\":\"acquire\""), "the lease is in the log")
+            }
             "allow" => {
                 let again = scratch.cpw(&["allow", "--yes"]);
                 check(again.out.contains("is approved already"), "the rules are approved")
@@ -614,6 +626,14 @@ impl Operation {
                 }
                 if self.name == "init" && !scratch_settings(scratch)?.to_string().contains("user-prompt-submit") {
                     return Err(format!("it is not wired: {again:?}"));
+                }
+            }
+            // Whoever held it is gone, so that it is free.
+            "lease" => {
+                let again = scratch.run(self.command(scratch, &[]), PATIENCE);
+                works(&again, "the same again")?;
+                if !again.out.starts_with("cpw ") {
+                    return Err(format!("then it says {again:?}"));
                 }
             }
             "clean" => {

@@ -180,6 +180,8 @@ impl Scratch {
         let folder = self.project().join(".claude/runs");
         let mut runs: Vec<PathBuf> = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
         runs.retain(|run| run.is_dir() && !run.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".")));
+        // The project's own log, of leases, is beside them.
+        runs.retain(|run| !run.ends_with("project"));
         runs.sort_unstable();
         runs
     }
