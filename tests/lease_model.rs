@@ -180,6 +180,7 @@ impl Space {
             resources: resources(self.programs[i].wants[worker.got]),
             holder,
             // Without them no circle is seen.
+            waiter: None,
             holding: if self.protocol == Protocol::NoCircles { Vec::new() } else { worker.tokens.clone() },
             ttl_ms: self.programs[i].ttl,
             until: None,

@@ -193,7 +193,7 @@ mod tests {
         let task = &run["tasks"][0];
         assert_eq!((&task["expected_ms"], &task["eta_by_history"]), (&json!(60_000), &json!(true)), "{run:#}");
         assert!(run["eta_s"].as_u64().is_some_and(|s| s <= 60) && run["eta_by_history"] == true, "{run:#}");
-        assert!(text.contains("by earlier runs left") && text.contains(" by earlier runs · "), "{text}");
+        assert!(text.contains(" left, by earlier runs") && text.contains(" by earlier runs · "), "{text}");
         // It is what the log says, for each call.
         let held = events(&scratch, "decision")[0]["payload"]["held_ms"].as_u64().expect("a time");
         assert!(held >= 150);

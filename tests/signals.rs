@@ -388,6 +388,24 @@ mod tests {
     }
 
     #[test]
+    fn who_says_the_most_pushes_out_its_own_words_not_those_of_others() {
+        let s = Session::new(&off(), &json!({"signals": ["pre-tool-use:2"]}));
+        s.signal(
+            "plain",
+            "--hook pre-tool-use --exit 2 --match 'Bash(psql*)' --message 'the schema is being migrated'",
+        );
+        let (code, said) = s.run(
+            "free",
+            "i=0; while [ $i -lt 40 ]; do cpw signal --hook pre-tool-use --exit 2 --match \"Bash(x$i*)\" \
+            --message \"number $i\" >/dev/null || exit 1; i=$((i + 1)); done",
+        );
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(s.bash("x0").0, "", "the oldest of them makes room");
+        assert!(s.bash("x39").0.contains("number 39") && s.bash("psql -c x").0.contains("being migrated"));
+        s.finish();
+    }
+
+    #[test]
     fn what_the_session_must_hear_is_not_lost_among_what_holds_calls_back() {
         let s = Session::new(&off(), &json!({"critical": true}));
         s.end("plain", 3);

@@ -366,12 +366,18 @@ impl Space {
     fn may_end(&self, w: &World, p: u32, a: u32) -> BTreeSet<(Choice, bool)> {
         let gone = |i: &usize| w.lives[*i] == Life::Over || w.counted.contains_key(i);
         let to_come = if w.late { 0 } else { 3 - u32::try_from((0..3).filter(gone).count()).unwrap() };
+        let unanimous = self.rule == Rule::Unanimous;
+        if unanimous && a == 0 && p + to_come < self.quorum && self.default == Choice::Abort {
+            // Without a quorum it is an abort in any case.
+            return BTreeSet::from([(Choice::Abort, true)]);
+        }
         let mut out = BTreeSet::new();
         for (x, y) in (0..=to_come).flat_map(|x| (0..=to_come - x).map(move |y| (x, y))) {
             let (p, a) = (p + x, a + y);
-            let proceeds = if self.rule == Rule::Majority { p > a } else { a == 0 };
-            let counted = if proceeds { Choice::Proceed } else { Choice::Abort };
-            out.insert(if p + a < self.quorum { (self.default, true) } else { (counted, false) });
+            let vetoed = unanimous && a > 0;
+            let proceeds = p > a || unanimous;
+            let counted = if proceeds && !vetoed { Choice::Proceed } else { Choice::Abort };
+            out.insert(if p + a < self.quorum && !vetoed { (self.default, true) } else { (counted, false) });
         }
         out
     }

@@ -14,7 +14,7 @@ use crate::base::ids::{TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
 use crate::model::event::{Body, Draft};
 use crate::store::log::{LogError, Tx};
-use crate::store::run::RunDir;
+use crate::store::run::{RunDir, WORKER_LOCK};
 
 /// The attempt that this process belongs to.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Inside {
     ) -> anyhow::Result<T> {
         let Inside { folder, task, attempt, .. } = self;
         let mut hooked = folder.open_view()?;
-        let written = hooked.transact(folder, |tx| {
+        let written = hooked.transact_within(WORKER_LOCK, folder, |tx| {
             let open = tx.fold.ended.is_none()
                 && tx.fold.tasks.get(task).is_some_and(|t| t.phase == Phase::Running && t.attempt == *attempt);
             if !open {

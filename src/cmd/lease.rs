@@ -333,7 +333,15 @@ fn take(
 }
 
 fn want(resources: Vec<Resource>, holder: Holder, ttl: Option<Span>) -> Want {
-    Want { resources, holder, holding: Vec::new(), ttl_ms: ttl.map(Span::as_ms), until: None, request: None }
+    Want {
+        resources,
+        holder,
+        waiter: None,
+        holding: Vec::new(),
+        ttl_ms: ttl.map(Span::as_ms),
+        until: None,
+        request: None,
+    }
 }
 
 fn acquire(names: &[String], wait: Span, ttl: Option<Span>, as_json: bool) -> anyhow::Result<Exit> {

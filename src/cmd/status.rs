@@ -473,7 +473,7 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
     }
     if let Some(left) = run_left(state, plan) {
         let far = pace::percent(state).map(|p| format!("{p} % done, ")).unwrap_or_default();
-        let _ = writeln!(out, "  {far}{} left", left.text());
+        let _ = writeln!(out, "  {far}{}", left.text_left());
     }
     let rows: Vec<Vec<String>> = (0..state.tasks.len()).map(|i| row(state, plan, i)).collect();
     out.push_str(&table::lay_out(&rows, |r, c, cell| {
@@ -494,7 +494,8 @@ fn whole_text(out: &mut String, whole: &Whole, detail: bool, paint: Paint) {
 /// What tasks have said that the session was not told, or that holds.
 fn pending(view: &View) -> impl Iterator<Item = &Signal> {
     let (now, same_boot) = (clock::mono_ms(), view.boot_id == clock::boot_id());
-    view.signals.iter().filter(move |s| !s.is_expired(now, same_boot))
+    // Of a run that no session owns nobody waits to hear.
+    view.signals.iter().filter(move |s| view.session.is_some() && !s.is_expired(now, same_boot))
 }
 
 /// How long it still holds, in milliseconds.

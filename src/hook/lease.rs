@@ -98,6 +98,8 @@ fn try_admit(scene: &mut Scene, deadline: &Deadline, about: &About) -> anyhow::R
     let mut want = Want {
         resources: resources.into_iter().filter(|r| !is_own(r)).collect(),
         holder,
+        // The client lives on where this hook is killed.
+        waiter: Some(process::me()),
         holding: own.clone(),
         ttl_ms: Some(TTL_MS),
         until: None,

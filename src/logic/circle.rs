@@ -333,6 +333,7 @@ mod tests {
         let want = Want {
             resources: db(),
             holder: holder(&s, "b", 21),
+            waiter: None,
             holding: Vec::new(),
             ttl_ms: None,
             until: None,

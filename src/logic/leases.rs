@@ -106,6 +106,8 @@ pub struct Want {
     pub resources: Vec<Resource>,
     /// Who.
     pub holder: Holder,
+    /// The process that waits for it, where the one that will hold it is another: with that, the place in the queue is gone.
+    pub waiter: Option<Process>,
     /// The tokens of what it holds and will not give back before it goes on.
     pub holding: Vec<u64>,
     /// For how long at most, in milliseconds.
@@ -345,9 +347,10 @@ impl Leases {
         if !queue {
             return (None, Taken::Held(in_the_way.describe(now.mono_ms)));
         }
+        let process = want.waiter.as_ref().unwrap_or(&want.holder.process).clone();
         let queued = Queued {
             resources: want.resources.clone(),
-            holder: want.holder.clone(),
+            holder: Holder { process, ..want.holder.clone() },
             // What it held once is no hindrance any more.
             holding: want.holding.iter().copied().filter(|t| self.held.iter().any(|l| l.token == *t)).collect(),
             mono_ms: now.mono_ms,
@@ -537,6 +540,7 @@ mod tests {
         Want {
             resources: resources(names),
             holder: holder(pid),
+            waiter: None,
             holding: holding.to_vec(),
             ttl_ms: None,
             until: None,

@@ -22,9 +22,18 @@ pub struct Left {
 impl Left {
     /// `about 30 s`, and by whom.
     pub fn text(self) -> String {
+        self.with("")
+    }
+
+    /// `about 30 s left`, and by whom.
+    pub fn text_left(self) -> String {
+        self.with(" left")
+    }
+
+    fn with(self, word: &str) -> String {
         let by = if self.by_history { ", by earlier runs" } else { "" };
         // Nobody believes the milliseconds of an estimate.
-        format!("about {}{by}", human(Duration::from_secs(self.ms.div_ceil(1000))))
+        format!("about {}{word}{by}", human(Duration::from_secs(self.ms.div_ceil(1000))))
     }
 }
 

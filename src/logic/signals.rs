@@ -207,10 +207,14 @@ impl View {
             // is newer more than what is older.
             let own = |s: &Signal| s.critical.is_some() || s.topic.is_some();
             let worth = |s: &Signal| (s.blocks, s.blocks && s.hook == Addressee::Stop, own(s));
-            let least = self.signals.iter().enumerate().min_by_key(|(_, s)| worth(s));
-            match least {
-                Some((at, least)) if worth(least) <= worth(&new) => drop(self.signals.remove(at)),
-                _ => return,
+            // Who says the most gives way first: a task that never stops talking costs the others nothing.
+            let share = |task: &TaskId| {
+                self.signals.iter().filter(|s| s.task == *task).count() + usize::from(new.task == *task)
+            };
+            let all = self.signals.iter().enumerate().filter(|(_, s)| worth(s) <= worth(&new));
+            match all.min_by_key(|(_, s)| (std::cmp::Reverse(share(&s.task)), worth(s))).map(|(at, _)| at) {
+                Some(at) => drop(self.signals.remove(at)),
+                None => return,
             }
         }
         self.signals.push(new);

@@ -4,9 +4,9 @@
 //!
 //! Let `p` and `a` be the votes for and against, `r` the voters that can still vote, `q` the quorum. A poll closes as soon as
 //! nothing that `r` could say would change its result: by majority it proceeds if `p + a >= q` and `p > a + r`, and is aborted
-//! if `p + a >= q` and `a >= p + r`, so that a tie is an abort; a unanimous one proceeds if `p >= q`, `a = 0` and `r = 0`, and
-//! is aborted if `p + a >= q` and `a > 0`. With `p + a + r < q` there is no quorum, and the plan's default holds. At its
-//! deadline nobody can vote any more: `r` is 0, and with that one of these is true.
+//! if `p + a >= q` and `a >= p + r`, so that a tie is an abort; a unanimous one is aborted as soon as
+//! `a > 0`, quorum or not, and proceeds if `p >= q` and `r = 0`. Else, with `p + a + r < q`, there is no quorum, and the plan's
+//! default holds: at once, but where that is to proceed and who is still to come could be against it. At its deadline nobody can vote any more: `r` is 0, and with that one of these is true.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -199,17 +199,23 @@ impl Poll {
     /// What comes out while `r` voters can still vote, and whether that is for want of a quorum.
     fn result(&self, tally: Tally, r: u32) -> Option<(Choice, bool)> {
         let Tally { proceed: p, abort: a, .. } = tally;
+        if self.rule == Rule::Unanimous {
+            // A voice against it is enough, however few speak; so what would proceed has to hear them all.
+            return match (a, p + r < self.quorum) {
+                (1.., _) => Some((Choice::Abort, false)),
+                (0, true) => (r == 0 || self.default == Choice::Abort).then_some((self.default, true)),
+                (0, false) if r > 0 => None,
+                (0, false) => Some((Choice::Proceed, false)),
+            };
+        }
         if p + a + r < self.quorum {
             return Some((self.default, true));
         }
         if p + a < self.quorum {
             return None;
         }
-        let (proceeds, aborted) = match self.rule {
-            Rule::Majority => (p > a + r, a >= p + r),
-            Rule::Unanimous => (a == 0 && r == 0, a > 0),
-        };
-        let result = proceeds.then_some(Choice::Proceed).or_else(|| aborted.then_some(Choice::Abort));
+        let aborted = (a >= p + r).then_some(Choice::Abort);
+        let result = (p > a + r).then_some(Choice::Proceed).or(aborted);
         result.map(|result| (result, false))
     }
 
@@ -482,10 +488,10 @@ mod tests {
 
     /// What must come of votes that are all there.
     fn end_of(p: u32, a: u32, quorum: u32, rule: Rule, default: Choice) -> (Choice, bool) {
-        let proceeds = match rule {
-            Rule::Majority => p > a,
-            Rule::Unanimous => a == 0,
-        };
+        if rule == Rule::Unanimous && a > 0 {
+            return (Abort, false);
+        }
+        let proceeds = rule == Rule::Unanimous || p > a;
         if p + a < quorum { (default, true) } else { (if proceeds { Proceed } else { Abort }, false) }
     }
 
@@ -516,6 +522,9 @@ mod tests {
                     let ends: BTreeSet<_> = to_come.map(|(x, y)| end_of(p + x, a + y, quorum, rule, default)).collect();
                     let said = poll.decided(None, false).map(|v| (v.result, v.no_quorum));
                     let certain = (ends.len() == 1).then(|| ends.first().copied()).flatten();
+                    // Without a quorum it is an abort in any case, be it that somebody is against it as well.
+                    let hopeless = rule == Rule::Unanimous && a == 0 && p + r < quorum && default == Abort;
+                    let certain = certain.or(hopeless.then_some((Abort, true)));
                     assert_eq!(said, certain, "{rule:?} of {n}, quorum {quorum}: {p} for, {a} against, {r} to come");
                     decided += u32::from(said.is_some());
                     // At its deadline nobody can vote any more.

@@ -565,6 +565,7 @@ mod tests {
                 tool_use_id: None,
                 label: Some("a test".into()),
             },
+            waiter: None,
             holding: Vec::new(),
             ttl_ms: None,
             until: None,

@@ -776,8 +776,18 @@ impl Hooked {
         folder: &RunDir,
         decide: impl FnOnce(&mut Tx<'_, View>) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
+        self.transact_within(HOOK_LOCK, folder, decide)
+    }
+
+    /// The same of a command, which may wait longer: what a task has to say is not lost because others write.
+    pub fn transact_within<T>(
+        &mut self,
+        patience: Duration,
+        folder: &RunDir,
+        decide: impl FnOnce(&mut Tx<'_, View>) -> Result<T, LogError>,
+    ) -> Result<T, LogError> {
         let mut wake = Wake::default();
-        let result = self.log.transact(&mut self.view, HOOK_LOCK, false, |tx| {
+        let result = self.log.transact(&mut self.view, patience, false, |tx| {
             let decided = decide(tx)?;
             wake = Wake::without_state(tx.events());
             Ok(decided)

@@ -153,7 +153,7 @@ fn whole(state: &State, plan: &Plan, f: Frame) -> String {
     let _ = write!(text, " · {}", when::ms(f.now_ms.saturating_sub(state.since_ms)));
     let elapsed = |i: usize| state.tasks[i].open.as_ref().map_or(0, |open| f.now_ms.saturating_sub(open.since_ms));
     if let Some(left) = pace::run_left(state, plan, |i| left(state, plan, i, elapsed(i), f.now_unix_ms)) {
-        let _ = write!(text, " · {} left", left.text());
+        let _ = write!(text, " · {}", left.text_left());
     }
     if state.view.cancelled {
         text.push_str(&f.paint.warn(" · cancelling"));

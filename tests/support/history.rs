@@ -392,15 +392,17 @@ fn judge_verdict(report: &mut Report, event: &Event<'_>) {
     };
     let of = |choice: &str| poll.votes.values().filter(|v| *v == choice).count() as u64;
     let (proceed, abort) = (of("proceed"), of("abort"));
-    let result = match (proceed + abort < poll.quorum, poll.unanimous) {
+    let vetoed = poll.unanimous && abort > 0;
+    let no_quorum = proceed + abort < poll.quorum && !vetoed;
+    let result = match (no_quorum, poll.unanimous) {
         (true, _) => poll.default.as_str(),
-        (false, true) if abort == 0 => "proceed",
+        (false, true) if !vetoed => "proceed",
         (false, false) if proceed > abort => "proceed",
         (false, _) => "abort",
     };
     let absent = poll.voters.len() as u64 - proceed - abort;
     let right = p["result"] == result
-        && p["no_quorum"].as_bool().unwrap_or(false) == (proceed + abort < poll.quorum)
+        && p["no_quorum"].as_bool().unwrap_or(false) == no_quorum
         && (p["proceed"].as_u64(), p["abort"].as_u64(), p["absent"].as_u64())
             == (Some(proceed), Some(abort), Some(absent));
     let alarm = result == "abort" && poll.on_abort == "signal" && !report.cancelled;
