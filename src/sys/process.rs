@@ -33,6 +33,8 @@ pub struct Stat {
     pub pgrp: i32,
     /// Session.
     pub session: i32,
+    /// Threads that have not ended; 1 where that is not known.
+    pub threads: u32,
     /// Clock ticks since boot; on macOS microseconds since 1970.
     pub start_time: u64,
 }
@@ -61,8 +63,9 @@ impl Stat {
             ppid: fields.next()?.parse().ok()?,
             pgrp: fields.next()?.parse().ok()?,
             session: fields.next()?.parse().ok()?,
-            // Field 22 of the line; the four above were 3 to 6.
-            start_time: fields.nth(15)?.parse().ok()?,
+            // Fields 20 and 22 of the line; the four above were 3 to 6.
+            threads: fields.nth(13)?.parse().ok()?,
+            start_time: fields.nth(1)?.parse().ok()?,
         })
     }
 
@@ -89,6 +92,7 @@ impl Stat {
             ppid: i32::try_from(info.pbi_ppid).ok()?,
             pgrp: i32::try_from(info.pbi_pgid).ok()?,
             session: nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).map_or(0, nix::unistd::Pid::as_raw),
+            threads: 1,
             start_time: info.pbi_start_tvsec * 1_000_000 + info.pbi_start_tvusec,
         })
     }
@@ -99,8 +103,10 @@ impl Stat {
     }
 
     /// Whether it has ended and only waits to be reaped.
+    ///
+    /// One whose first thread has left while others go on looks like that, and has not ended.
     pub fn is_zombie(&self) -> bool {
-        matches!(self.state, 'Z' | 'X' | 'x')
+        matches!(self.state, 'Z' | 'X' | 'x') && self.threads <= 1
     }
 
     /// Its identity.
@@ -373,6 +379,16 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
     use std::time::Duration;
+
+    #[test]
+    fn a_process_whose_first_thread_has_left_has_not_ended() {
+        let stat = |state, threads| {
+            let line = format!("42 (a b) c) {state} 1 42 42 0 -1 4 1 2 3 4 5 6 7 8 20 0 {threads} 0 987654 1 2");
+            Stat::parse(&line).unwrap()
+        };
+        assert_eq!((stat('S', 3).threads, stat('S', 3).start_time, stat('S', 3).session), (3, 987_654, 42));
+        assert!(stat('Z', 1).is_zombie() && stat('Z', 0).is_zombie() && !stat('Z', 2).is_zombie());
+    }
 
     fn sleeper() -> Helper {
         let mut helper = Helper::sh("echo ready; exec sleep 600", File::open("/dev/null").unwrap());
