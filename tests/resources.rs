@@ -215,6 +215,10 @@ mod tests {
         assert_eq!(site.psql("toolu_5").0, "");
         site.hook(SESSION, "stop", "Stop", &json!({"stop_hook_active": false}));
         assert_eq!(site.held_by_calls().len(), 0, "the turn is over");
+        assert_eq!(site.psql("toolu_5b").0, "");
+        let prompt = json!({"prompt": "Something else", "prompt_id": "p-next"});
+        site.hook(SESSION, "user-prompt-submit", "UserPromptSubmit", &prompt);
+        assert_eq!(site.held_by_calls().len(), 0, "the turn was interrupted");
         assert_eq!(site.psql("toolu_6").0, "");
         site.finish("first");
         site.until_ended();

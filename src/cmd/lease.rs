@@ -357,6 +357,8 @@ fn acquire(names: &[String], wait: Span, ttl: Option<Span>, as_json: bool) -> an
         (process::identity_of(caller.pid).context("who has called this command has ended")?, label)
     };
     let mut wanted = want(resources, place.holder(process, &label)?, ttl);
+    // A script outlives a call that was killed; its place in the queue does not.
+    wanted.waiter = Some(process::me());
     let mut desk = place.desk()?;
     match take(&mut desk, &mut wanted, Some(wait), |_| ())? {
         Ok(token) => Ok(answer(Ok(token), as_json)),

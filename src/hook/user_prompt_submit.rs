@@ -14,7 +14,7 @@ use crate::base::text;
 use crate::hook::answer::Answer;
 use crate::hook::input::{self, Payload};
 use crate::hook::scene::{self, Open, Scene};
-use crate::hook::{Held, deliver};
+use crate::hook::{Held, deliver, lease};
 use crate::logic::conductor;
 use crate::logic::signals::Occasion;
 use crate::logic::wake::Wake;
@@ -134,6 +134,8 @@ fn answer_with_news(
         adopt(run, &id)?;
     }
     let mut scene = Scene { state, id, payload, event, runs, goes_on: false };
+    // A turn that was interrupted has ended without a word about its calls.
+    lease::give_back(&scene, |_, _| true);
     let tended = scene.tend();
     let parcel = deliver::collect_beside(&mut scene, Occasion::Prompt, &announcement)?;
     parcel.send(&mut scene, answer)?;
