@@ -59,7 +59,8 @@ fn is_good(plan: &Plan) {
     let again = serde_json::from_slice::<Plan>(&written).expect("a plan that can be read");
     assert_eq!(&again, plan);
     let state = State::new(plan);
-    assert!(!state.ready.is_empty() || !state.ready_claude.is_empty(), "nothing can begin");
+    let queues = [&state.ready, &state.ready_claude, &state.ready_leased];
+    assert!(queues.iter().any(|queue| !queue.is_empty()), "nothing can begin");
     assert_eq!(state.view, View::new(plan));
     assert!(
         plan.tasks.iter().all(|t| t.needs.iter().all(|n| n.task().is_none_or(|task| state.index_of(task).is_some()))),
