@@ -166,7 +166,9 @@ mod tests {
     /// Lets everything end, and waits until nobody is left who could start something.
     fn settle(world: &World) {
         go(world);
-        wait_until(world, "the end of everything", || world.processes().is_empty());
+        // Who is just being started is no process of this world for a moment; its run has not ended then.
+        let over = |log: &Vec<Value>| log.iter().any(|e| e["t"] == "run_ended");
+        wait_until(world, "the end of everything", || world.processes().is_empty() && events(world).iter().all(over));
     }
 
     #[test]
