@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn races_of_eight_have_one_holder_every_time() {
-        let races: u64 = std::env::var("CPW_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+        let races: u64 = std::env::var("CPW_RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
         let world = World::new();
         world.write("n", "0\n");
         world.script("alone", ALONE);
