@@ -73,7 +73,7 @@ pub(super) fn collect_beside(scene: &mut Scene, occasion: Occasion, first: &str)
         let shown = run.folder.shown();
         let view = &run.hooked.view;
         let most = usize::try_from(view.conductor.news_chars).unwrap_or(MAX_CONTEXT).min(room);
-        let attended = crew::anybody(&run.folder, view);
+        let attended = view.ended.is_none() && crew::anybody(&run.folder, view);
         let message = conductor::news(view, &shown, most, occasion, now(), attended);
         let chars = message.text.chars().count();
         if chars == 0 || chars > room {
