@@ -93,7 +93,7 @@ fn allow(state: &State, config: &Path, answer: &Answer, say: &mut dyn FnMut(Stri
     }
     say(format!("{name} could run, with your rights:"));
     for line in could_run {
-        say(format!("  {}", for_terminal(&line)));
+        say(format!("  {}", for_terminal(&line)).trim_end().into());
     }
     match trust::last_approved(state, config).ok().flatten() {
         Some(before) if before.config.as_bytes() == bytes => {
