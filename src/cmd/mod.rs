@@ -30,4 +30,5 @@ pub mod signal;
 pub mod status;
 pub mod vote;
 pub mod wait;
+pub mod watch;
 pub mod worker;

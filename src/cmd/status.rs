@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use crate::actor::crew::{self, Life, Tended};
@@ -15,8 +13,8 @@ use crate::base::exit::Exit;
 use crate::base::ids::{RunId, TaskId, WorkerNo};
 use crate::base::text::one_line;
 use crate::cmd::find;
-use crate::cmd::follow::{self, Followed, Manner};
 use crate::cmd::lease::Standing;
+use crate::cmd::watch;
 use crate::logic::leases;
 use crate::logic::pace::{self, Left};
 use crate::logic::sched;
@@ -24,22 +22,16 @@ use crate::logic::signals::Signal;
 use crate::logic::state::{Held, State};
 use crate::logic::view::{Phase, View};
 use crate::logic::vote::{Ballot, Poll, Tally};
-use crate::logic::wake::Concern;
 use crate::model::plan::Plan;
-use crate::store::bells;
 use crate::store::home;
 use crate::store::hooklog;
 use crate::store::registry;
 use crate::store::run::{self, Run, RunDir, RunError};
-use crate::sys::bell::{self, Bell};
 use crate::sys::clock;
-use crate::sys::host;
 use crate::sys::process;
-use crate::sys::signals;
 use crate::ui::board;
 use crate::ui::lines;
-use crate::ui::live::Live;
-use crate::ui::paint::{self, Paint};
+use crate::ui::paint::Paint;
 use crate::ui::print;
 use crate::ui::table;
 use crate::ui::when;
@@ -58,15 +50,6 @@ const MAX_ERRORS: usize = 100;
 
 /// Signals that are shown of a run.
 const SIGNALS: usize = 8;
-
-/// Between two pictures of a watch.
-const FRAME: Duration = Duration::from_millis(100);
-
-/// How often the time of running tasks moves on.
-const TICK: Duration = Duration::from_secs(1);
-
-/// How often a watch looks for new runs and for dead workers.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// Show the runs of this project, or one run in detail
 #[derive(Debug, clap::Args)]
@@ -93,7 +76,7 @@ pub struct Args {
 }
 
 /// A run as it is shown.
-enum Shown {
+pub(super) enum Shown {
     /// With all its tasks.
     Whole(Box<Whole>),
     /// Ended: only what its index knows.
@@ -102,8 +85,8 @@ enum Shown {
     Damaged(RunId, &'static str, String),
 }
 
-struct Whole {
-    run: Run,
+pub(super) struct Whole {
+    pub(super) run: Run,
     lives: Vec<(WorkerNo, i32, Life)>,
     tended: Result<Tended, String>,
 }
@@ -113,8 +96,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let project = find::project()?;
     if args.watch {
         return match &args.run {
-            Some(given) => watch_run(&find::run(&project, Some(given))?),
-            None => watch_all(&project, args.all),
+            Some(given) => watch::run(&find::run(&project, Some(given))?),
+            None => watch::all(&project, args.all),
         };
     }
     let (shown, more) = match &args.run {
@@ -154,7 +137,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 }
 
 /// What is to be said beside the runs.
-fn beside(project: &Path, shown: &[Shown], more: usize, paint: Paint) -> String {
+pub(super) fn beside(project: &Path, shown: &[Shown], more: usize, paint: Paint) -> String {
     let mut out = if shown.is_empty() {
         format!("no run in {}\n", project.display())
     } else if more > 0 {
@@ -190,7 +173,11 @@ fn leases_text(out: &mut String, standing: &Standing) {
 }
 
 /// The newest runs, and how many there are beside. What is `known` from a look before is only brought up to date.
-fn list(project: &Path, all: bool, known: &mut BTreeMap<RunId, Shown>) -> anyhow::Result<(Vec<Shown>, usize)> {
+pub(super) fn list(
+    project: &Path,
+    all: bool,
+    known: &mut BTreeMap<RunId, Shown>,
+) -> anyhow::Result<(Vec<Shown>, usize)> {
     let ids = run::list(project)?;
     let mut shown = Vec::new();
     let mut ids = ids.into_iter();
@@ -236,89 +223,6 @@ fn tend(mut run: Run) -> Shown {
     let lives = run.state.view.workers.iter();
     let lives = lives.map(|(&n, p)| (WorkerNo(n), p.pid, crew::life(&run.folder, WorkerNo(n), p))).collect();
     Shown::Whole(Box::new(Whole { run, lives, tended }))
-}
-
-fn watch_run(folder: &RunDir) -> anyhow::Result<Exit> {
-    let termination = signals::catch_termination()?;
-    Ok(match follow::until_end(folder.open_run()?, &termination, Manner::Watch)? {
-        Followed::Interrupted => Exit::Interrupted,
-        Followed::Ok | Followed::Failed => Exit::Ok,
-    })
-}
-
-/// All runs again with every change. The bells of open runs wake; for new runs, which nobody rings for, and for dead
-/// workers it looks from time to time.
-fn watch_all(project: &Path, all: bool) -> anyhow::Result<Exit> {
-    let termination = signals::catch_termination()?;
-    let paint = Paint::for_stdout();
-    let mut live = paint::can_move(&std::io::stdout()).then(Live::default);
-    let mut known = BTreeMap::new();
-    let mut hung: BTreeMap<RunId, Bell> = BTreeMap::new();
-    let mut before = None;
-    loop {
-        for bell in hung.values() {
-            bell.drain();
-        }
-        let (shown, more) = list(project, all, &mut known)?;
-        hung.retain(|id, _| shown.iter().any(|one| open(one).is_some_and(|run| run.plan.run == *id)));
-        let mut looked = true;
-        for run in shown.iter().filter_map(open).filter(|run| !hung.contains_key(&run.plan.run)).collect::<Vec<_>>() {
-            let bell = bells::hang(&run.folder, &Concern::All).context("cannot wait for news of a run")?;
-            hung.insert(run.plan.run.clone(), bell);
-            // Something may have happened before the bell was there.
-            looked = false;
-        }
-        let now: Vec<(RunId, u64)> = shown.iter().map(stand).collect();
-        let moves = live.is_some() && shown.iter().filter_map(open).any(|run| !run.state.running.is_empty());
-        if moves || before.as_ref() != Some(&now) {
-            let mut out = String::new();
-            for one in &shown {
-                text(&mut out, one, false, paint);
-            }
-            out.push_str(&beside(project, &shown, more, paint));
-            let heard = match &mut live {
-                Some(live) => {
-                    let (width, height) = host::terminal_size(std::io::stdout()).unwrap_or((80, 24));
-                    let lines = out.lines().take(usize::from(height.saturating_sub(1))).map(str::to_owned);
-                    live.show(&[], &lines.collect::<Vec<_>>(), usize::from(width));
-                    true
-                }
-                None => print::raw(format!("{}{out}", if before.is_some() { "\n" } else { "" }).as_bytes()),
-            };
-            if !heard {
-                return Ok(Exit::Ok);
-            }
-            before = Some(now);
-        }
-        known = shown.into_iter().map(|one| (stand(&one).0, one)).collect();
-        if !looked {
-            continue;
-        }
-        // Not more often than anybody can read.
-        bell::wait(&[], &[termination.fd()], FRAME)?;
-        let bells: Vec<&Bell> = hung.values().collect();
-        bell::wait(&bells, &[termination.fd()], if moves { TICK } else { LOOK })?;
-        if termination.take().is_some() {
-            return Ok(Exit::Interrupted);
-        }
-    }
-}
-
-/// A run that goes on.
-fn open(shown: &Shown) -> Option<&Run> {
-    match shown {
-        Shown::Whole(whole) if whole.run.state.view.ended.is_none() => Some(&whole.run),
-        Shown::Whole(_) | Shown::Brief(..) | Shown::Damaged(..) => None,
-    }
-}
-
-/// A run, and how far its log was read.
-fn stand(shown: &Shown) -> (RunId, u64) {
-    match shown {
-        Shown::Whole(whole) => (whole.run.plan.run.clone(), whole.run.state.view.seq),
-        Shown::Brief(id, view) => (id.clone(), view.seq),
-        Shown::Damaged(id, ..) => (id.clone(), 0),
-    }
 }
 
 fn damaged(id: RunId, e: RunError) -> Shown {
@@ -367,7 +271,7 @@ fn errors_json(errors: Option<&Errors>) -> Value {
     errors.map_or(Value::Null, |e| json!({ "count": e.count, "last": e.last, "file": e.file }))
 }
 
-fn text(out: &mut String, shown: &Shown, detail: bool, paint: Paint) {
+pub(super) fn text(out: &mut String, shown: &Shown, detail: bool, paint: Paint) {
     match shown {
         Shown::Damaged(id, word, why) => {
             let _ = writeln!(out, "{}  {}: {}", paint.bold(id), paint.bad(word), one_line(why, 300));
