@@ -8,6 +8,7 @@ pub mod draft;
 pub mod event;
 pub mod expand;
 pub mod glob;
+pub mod growth;
 pub mod history;
 pub mod json;
 pub mod matcher;

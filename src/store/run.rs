@@ -730,6 +730,11 @@ pub fn output_names(task: &TaskId, attempt: u32) -> [String; 2] {
     ["out", "err"].map(|ending| format!("{task}.{attempt}.{ending}"))
 }
 
+/// What the file is called, beside the output of an attempt, in which whoever leads notes how that grows.
+pub fn times_name(task: &TaskId, attempt: u32) -> String {
+    format!("{task}.{attempt}.times")
+}
+
 /// Where the artifacts of a task are that was done in another run and taken over, relative to the run's folder.
 pub fn taken_path(task: &TaskId) -> String {
     format!("{TAKEN}/{task}")

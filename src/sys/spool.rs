@@ -50,6 +50,11 @@ impl Spool {
         Spool { file, length: 0, given_back: HEAD }
     }
 
+    /// Its length at the last look, in bytes, with what was given back.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
     /// Gives the middle back if the file has become too long. Returns by how much it has grown since the last look.
     pub fn trim(&mut self) -> io::Result<u64> {
         let length = self.file.metadata()?.len();
@@ -106,7 +111,7 @@ pub fn cut(file: &File) -> io::Result<u64> {
         return Ok(0);
     }
     let gone = length - HEAD - TAIL;
-    let mark = format!("\n[cpw: {gone} bytes are cut out here]\n");
+    let mark = mark(gone);
     file.write_all_at(mark.as_bytes(), HEAD)?;
     let mut to = HEAD + mark.len() as u64;
     let mut from = length - TAIL;
@@ -122,6 +127,45 @@ pub fn cut(file: &File) -> io::Result<u64> {
     }
     file.set_len(to)?;
     Ok(gone)
+}
+
+/// What stands where bytes were cut out.
+pub fn mark(gone: u64) -> String {
+    format!("\n[cpw: {gone} bytes are cut out here]\n")
+}
+
+/// What was cut out of a file, at [`HEAD`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes that are gone.
+    pub gone: u64,
+    /// Bytes of the mark in their place.
+    pub mark: u64,
+}
+
+impl Cut {
+    /// Of a file that was cut. `None`: it is as it was written.
+    pub fn of(file: &File) -> Option<Cut> {
+        let mut bytes = [0_u8; 64];
+        let n = file.read_at(&mut bytes, HEAD).ok()?;
+        let digits = bytes[..n].strip_prefix(b"\n[cpw: ")?;
+        let end = digits.iter().position(|b| !b.is_ascii_digit())?;
+        let gone = std::str::from_utf8(&digits[..end]).ok()?.parse().ok()?;
+        let text = mark(gone);
+        bytes.starts_with(text.as_bytes()).then_some(Cut { gone, mark: text.len() as u64 })
+    }
+
+    /// Where the byte stood, before the cut, that stands at `offset` now.
+    pub fn before(self, offset: u64) -> u64 {
+        let behind = HEAD + self.mark;
+        if offset <= HEAD { offset } else { (offset.max(behind) - behind).saturating_add(HEAD + self.gone) }
+    }
+
+    /// Where the byte stands now that stood at `offset` before the cut; the mark's place, if it is gone.
+    pub fn after(self, offset: u64) -> u64 {
+        let behind = HEAD.saturating_add(self.gone);
+        if offset < behind { offset.min(HEAD) } else { offset - behind + HEAD + self.mark }
+    }
 }
 
 /// Where the next bytes are that were written, at `offset` or behind it: a reader steps over what was given back. The end of
@@ -173,6 +217,14 @@ mod tests {
         let gone = cut(&open(&path)).unwrap();
         assert_eq!(gone, rounds * each * MIB - HEAD - TAIL);
         assert_eq!(cut(&open(&path)).unwrap(), 0, "cut once");
+        let mark = mark(gone).len() as u64;
+        let made = Cut::of(&open(&path)).unwrap();
+        assert_eq!(made, Cut { gone, mark });
+        let end = HEAD + gone + TAIL;
+        for (now, before) in [(7, 7), (HEAD, HEAD), (HEAD + mark, HEAD + gone), (HEAD + mark + TAIL, end)] {
+            assert_eq!((made.before(now), made.after(before)), (before, now));
+        }
+        assert_eq!(made.after(HEAD + 5), HEAD, "where it is said");
         let text = std::fs::read_to_string(&path).unwrap();
         let mark = format!("\n[cpw: {gone} bytes are cut out here]\n");
         let (head, tail) = text.split_once(&mark).unwrap();
@@ -196,6 +248,7 @@ mod tests {
         let mut spool = Spool::new(open(&path));
         assert_eq!(spool.trim().unwrap(), CAP);
         assert_eq!(cut(&open(&path)).unwrap(), 0);
+        assert_eq!(Cut::of(&open(&path)), None);
         assert_eq!(std::fs::read(&path).unwrap(), lines(0, 64));
     }
 
