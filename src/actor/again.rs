@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crate::base::hex;
+use crate::base::trace::{self, Context};
 use crate::logic::again::Fate;
 use crate::logic::view::Phase;
 use crate::logic::vote::Ballot;
@@ -58,7 +59,9 @@ pub fn begin(old: &Run, fates: &[Fate], runs: &Path, state: &State) -> Result<Ru
         let (before, now) = (moved(old.folder.path()), moved(&runs.join(plan.run.as_str())));
         plan.tasks = plan.tasks.iter().map(|task| renamed(task, &before, &now)).collect();
     }
-    let origin = Origin { prompt: prompt.as_deref(), ..Origin::default() };
+    let span = trace::span_of_run(old.plan.run.as_str());
+    let link = Some(Context { trace: old.state.trace.clone(), span });
+    let origin = Origin { prompt: prompt.as_deref(), link, ..Origin::default() };
     let fill = |folder: &RunDir| take_over(old, &plan, fates, folder);
     RunDir::start_with(&old.folder.project, runs, state, &plan, &origin, fill)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::actor::claude;
 use crate::base::env;
-use crate::base::hex;
+use crate::base::trace::{self, Context};
 use crate::model::plan::{Action, Need, Task};
 
 /// Set by the client for what it starts, without a common prefix.
@@ -87,7 +87,7 @@ fn is_kept(name: &OsStr, for_claude: bool) -> bool {
     if name.starts_with("CPW_") {
         return name == env::STATE_DIR;
     }
-    if CLIENT_MARKS.contains(&name) || name == env::TRACEPARENT {
+    if CLIENT_MARKS.contains(&name) || name == env::TRACEPARENT || name == env::TRACESTATE {
         return false;
     }
     if name.starts_with("CLAUDE") {
@@ -125,7 +125,8 @@ pub fn build(
         longer.push(dir);
         all.insert("PATH".into(), longer);
     }
-    let span = &hex::sha256(format!("{}/{}/{}", identity.run, task.id, identity.attempt).as_bytes())[..16];
+    let span = trace::span_of(identity.run, task.id.as_str(), identity.attempt);
+    let context = Context { trace: identity.trace.to_owned(), span };
     let mut set = |name: &str, value: &OsStr| {
         all.insert(name.into(), value.to_owned());
     };
@@ -141,7 +142,7 @@ pub fn build(
         set(name, value);
     }
     set(env::DEPTH, "1".as_ref());
-    set(env::TRACEPARENT, format!("00-{}-{span}-01", identity.trace).as_ref());
+    set(env::TRACEPARENT, context.header().as_ref());
     if let Some(item) = &task.item {
         set(env::ITEM, item.as_ref());
     }

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use tracing::span::EnteredSpan;
+
 use crate::actor::attempt::{self, Attempt, Making, NotStarted, Why};
 use crate::actor::crew::{self, Life};
 use crate::actor::hung::{self, HOLDS_LOG_MS};
@@ -18,6 +20,7 @@ use crate::actor::seats::Seats;
 use crate::actor::spools::Spools;
 use crate::base::env;
 use crate::base::ids::WorkerNo;
+use crate::base::trace;
 use crate::logic::sched::{self, Facts};
 use crate::logic::state::TaskState;
 use crate::logic::step::{self, AttemptId, Duty, Ending, Slot, Todo};
@@ -80,6 +83,8 @@ pub struct Worker {
     // Of a run that is not to outlive it, while this one leads.
     client: Option<Client>,
     attempt: Option<Attempt>,
+    // What is said in the worker's own log meanwhile is said of that attempt.
+    scope: Option<EnteredSpan>,
     ending: Option<(AttemptId, Ending)>,
     progress: Option<Progress>,
     progress_at_ms: u64,
@@ -123,6 +128,7 @@ impl Worker {
             hired: BTreeSet::new(),
             client: None,
             attempt: None,
+            scope: None,
             ending: None,
             progress: None,
             progress_at_ms: 0,
@@ -522,6 +528,9 @@ impl Worker {
             step::step(tx, plan, facts, slot, |i| cwd(i).to_string_lossy().into_owned())
         })?;
         self.ending = None;
+        if self.attempt.is_none() {
+            self.scope = None;
+        }
         if progress.is_some() {
             self.progress = None;
             self.progress_at_ms = clock::mono_ms() + PROGRESS_MS;
@@ -543,6 +552,10 @@ impl Worker {
     fn begin(&mut self, id: AttemptId) -> Result<(), LogError> {
         let not_mine: Vec<i32> = self.hired.iter().copied().collect();
         let run = &self.run;
+        let task = run.plan.tasks[id.index].id.as_str();
+        let span = trace::span_of(run.plan.run.as_str(), task, id.number);
+        self.scope =
+            Some(tracing::error_span!("attempt", task, attempt = id.number, trace = run.state.trace, span).entered());
         let since = run.state.tasks[id.index].open.as_ref().map_or_else(clock::mono_ms, |o| o.since_ms);
         let deadline = sched::attempt_deadline(&run.state, &run.plan, id.index, since);
         let making =

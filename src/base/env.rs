@@ -31,8 +31,10 @@ pub const NEEDS: &str = "CPW_NEEDS";
 pub const NEED: &str = "CPW_NEED_";
 /// In a task: how deep below a session it runs; hooks do nothing where it is set.
 pub const DEPTH: &str = "CPW_DEPTH";
-/// In a task: the W3C trace context of the run.
+/// In a task: the W3C trace context, the span of its attempt. Where a run is started: the span that it is part of.
 pub const TRACEPARENT: &str = "TRACEPARENT";
+/// What belongs to that beside it; of no task, since it is not known to whoever starts a further worker.
+pub const TRACESTATE: &str = "TRACESTATE";
 
 /// In a command that `cpw lease` has become: the token of its lease, which rises from holder to holder.
 pub const LEASE_TOKEN: &str = "CPW_LEASE_TOKEN";

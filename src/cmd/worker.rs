@@ -12,6 +12,7 @@ use crate::actor::worker::Worker;
 use crate::actor::{crew, planner, starter};
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::{SessionId, WorkerNo};
+use crate::base::trace;
 use crate::cmd::find;
 use crate::logic::step::Duty;
 use crate::logic::view::Phase;
@@ -183,6 +184,8 @@ fn slot_of(args: &Args, slot: &str) -> anyhow::Result<Exit> {
     let termination = signals::catch_termination()?;
     signals::ignore_write_signals()?;
     let result = folder.open_run().map_err(anyhow::Error::from).and_then(|run| {
+        let span = trace::span_of_run(run.plan.run.as_str());
+        let _scope = tracing::error_span!("run", worker = %me, trace = run.state.trace, span).entered();
         Worker::new(run, me, live, Duty::Slot)?.work(&termination, None, |_| {}).map_err(anyhow::Error::from)
     });
     match result {

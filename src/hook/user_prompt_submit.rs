@@ -226,7 +226,7 @@ fn start(
     for plan in plans {
         let shown_rule = text::one_line(plan.rule.as_deref().unwrap_or_default(), 64);
         let client = plan.orphan_grace.and_then(|_| client::current());
-        let origin = Started { prompt_id: payload.prompt_id.as_deref(), prompt: Some(prompt), client };
+        let origin = Started { prompt_id: payload.prompt_id.as_deref(), prompt: Some(prompt), client, link: None };
         match launch::launch(state, &mut locked, place, &plan, &origin, &mut active)? {
             Launched::Running(same) => {
                 let same = same.id().map(|id| id.to_string()).unwrap_or_default();

@@ -4,6 +4,7 @@
 //! The same functions run in the model check (`tests/protocol.rs`), where every interleaving of them is tried.
 
 use crate::base::ids::WorkerNo;
+use crate::base::trace;
 use crate::logic::sched::{self, Facts, Fault};
 use crate::logic::state::State;
 use crate::model::event::{Body, Draft, Ended, Process, Progress, Reason, Started};
@@ -263,7 +264,8 @@ fn claim<L: Ledger>(
     let budget_usd = sched::claude_budget(state, plan, index);
     let after = state.tasks[index].after.as_ref().filter(|_| number == 1).map(|on| on.name(plan));
     let (title, expected_ms) = (task.label(), task.expected);
-    let started = Started { cwd: cwd(index), title, mono_ms: facts.now_ms, budget_usd, after, expected_ms };
+    let span = Some(trace::span_of(plan.run.as_str(), task.id.as_str(), number));
+    let started = Started { cwd: cwd(index), span, title, mono_ms: facts.now_ms, budget_usd, after, expected_ms };
     let token = ledger.emit(Draft::attempt(Some(slot.me), &task.id, number, Body::Started(started)))?;
     Ok(Some(AttemptId { index, number, token }))
 }

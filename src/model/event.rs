@@ -211,8 +211,17 @@ pub struct RunStarted {
     /// The rule that matched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
-    /// W3C trace id, 32 hex digits.
+    /// W3C trace id, 32 hex digits: that of what it was started in, where that has one.
     pub trace: String,
+    /// The span of the run in it, 16 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<String>,
+    /// The span that it was started in: of a task, or of whatever else said so by its environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The run that it continues, as `TRACE-SPAN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
     /// Tasks at the same time, at most.
     pub max_workers: u32,
     /// The boot during which attempts may start.
@@ -250,6 +259,9 @@ pub struct Reason {
 pub struct Started {
     /// Where the task runs.
     pub cwd: String,
+    /// The span of this attempt in the run's trace, 16 hex digits: the one in its `TRACEPARENT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<String>,
     /// What people call the task, where it has another name than its id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,

@@ -10,8 +10,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use crate::base::env;
 use crate::base::hex;
 use crate::base::ids::{RunId, TaskId, WorkerNo};
+use crate::base::trace::{self, Context};
 use crate::logic::glance::Glance;
 use crate::logic::state::State;
 use crate::logic::view::View;
@@ -148,6 +150,11 @@ fn uuid() -> String {
     uuid::Builder::from_random_bytes(random::bytes()).into_uuid().simple().to_string()
 }
 
+/// The span that this process works in, if it has been told of one.
+fn surroundings() -> Option<Context> {
+    Context::parse(&std::env::var(env::TRACEPARENT).ok()?)
+}
+
 /// A run id for a run that starts now: sorts by time, to the microsecond, and cannot be guessed.
 pub fn new_id() -> RunId {
     let stamp = clock::stamp();
@@ -177,6 +184,8 @@ pub struct Origin<'a> {
     pub prompt: Option<&'a str>,
     /// The client, where the run is not to outlive it.
     pub client: Option<Process>,
+    /// The run that it continues.
+    pub link: Option<Context>,
 }
 
 /// Where a project's runs are unless its config says otherwise.
@@ -438,13 +447,17 @@ impl RunDir {
     /// Writes the first line, and `facts` with it.
     fn begin(&self, plan: &Plan, origin: &Origin<'_>, facts: Vec<Draft>) -> Result<(Log, State), RunError> {
         let plan_sha256 = hex::sha256(&self.plan_bytes()?);
+        let parent = surroundings();
         let started = RunStarted {
             v: SCHEMA,
             plan_sha256,
             session: plan.session.as_ref().map(ToString::to_string),
             prompt_id: origin.prompt_id.map(str::to_owned),
             rule: plan.rule.clone(),
-            trace: uuid(),
+            trace: parent.as_ref().map_or_else(uuid, |parent| parent.trace.clone()),
+            span: Some(trace::span_of_run(plan.run.as_str())),
+            parent: parent.map(|parent| parent.span),
+            link: origin.link.as_ref().map(|run| format!("{}-{}", run.trace, run.span)),
             max_workers: plan.limits.max_workers,
             boot_id: clock::boot_id().to_owned(),
             mono_ms: clock::mono_ms(),

@@ -265,6 +265,7 @@ pub(super) fn every_kind() -> Vec<Draft> {
         Draft::worker(me, Body::WorkerStarted(process())),
         attempt(Body::Started(Started {
             cwd: "/somewhere".into(),
+            span: Some("00f067aa0ba902b7".into()),
             title: Some("A title".into()),
             mono_ms: 7,
             budget_usd: None,
