@@ -162,8 +162,10 @@ impl Call<'_> {
             argv: &argv,
             env: &env,
             cwd: self.at,
+            stdin: None,
             stdout: self.stdout,
             until: self.git.until,
+            stop: None,
         })
     }
 

@@ -68,7 +68,17 @@ fn ask(project: &Path) -> Option<String> {
     let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     let argv = [PROGRAM, "--version"].map(OsString::from);
     let until = Instant::now() + PATIENCE;
-    let ran = program::run(Program { path: &client, argv: &argv, env: &env, cwd: Path::new("/"), stdout: None, until });
+    let cwd = Path::new("/");
+    let ran = program::run(Program {
+        path: &client,
+        argv: &argv,
+        env: &env,
+        cwd,
+        stdin: None,
+        stdout: None,
+        until,
+        stop: None,
+    });
     Some(String::from_utf8_lossy(&ran.ok()?.stdout).into_owned())
 }
 

@@ -1,5 +1,5 @@
-//! Running another program to its end, for the sake of what it says: bounded in time and in what is kept, with nothing on
-//! its stdin. At the limit it is killed with all that is in its session. And becoming another program.
+//! Running another program to its end, for the sake of what it says: bounded in time and in what is kept. At the limit it is
+//! killed with all that is in its session. And becoming another program.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -35,10 +35,14 @@ pub struct Program<'a> {
     pub env: &'a [(OsString, OsString)],
     /// Where it runs.
     pub cwd: &'a Path,
+    /// What it can read on its stdin (see [`spoken`]); nothing where absent.
+    pub stdin: Option<File>,
     /// Where its stdout goes instead of into memory.
     pub stdout: Option<File>,
     /// When it is killed.
     pub until: Instant,
+    /// It is killed, too, as soon as this can be read.
+    pub stop: Option<BorrowedFd<'a>>,
 }
 
 /// How it ended, and what it said.
@@ -62,17 +66,25 @@ pub fn turn_into(argv: &[OsString], env: &[(&str, String)]) -> io::Error {
     std::process::Command::new(name).args(rest).envs(env.iter().map(|(key, value)| (key, value))).exec()
 }
 
+/// A stdin on which these bytes can be read. They have to fit into a pipe, which holds 64 KiB on Linux.
+pub fn spoken(bytes: &[u8]) -> io::Result<File> {
+    use std::io::Write as _;
+    let (reader, mut writer) = io::pipe()?;
+    writer.write_all(bytes)?;
+    Ok(File::from(OwnedFd::from(reader)))
+}
+
 /// Runs it. The error says, for people, why there is no answer. What it leaves running in the background is not waited for.
 pub fn run(program: Program<'_>) -> Result<Ran, String> {
-    let Program { path, argv, env, cwd, stdout, until } = program;
+    let Program { path, argv, env, cwd, stdin, stdout, until, stop } = program;
     let failed = |e: io::Error| format!("{}: not started: {e}", path.display());
     let (out, out_end) = io::pipe().map_err(failed)?;
     let (err, err_end) = io::pipe().map_err(failed)?;
     let stdout = stdout.unwrap_or_else(|| File::from(OwnedFd::from(out_end)));
     let stderr = File::from(OwnedFd::from(err_end));
-    let spawned = TaskSpawn { program: path, argv, env, cwd, stdin: None, stdout, stderr };
+    let spawned = TaskSpawn { program: path, argv, env, cwd, stdin, stdout, stderr };
     let mut task = spawn::spawn_task(spawned).map_err(|e| e.reason)?;
-    let told = listen(&mut task, [out.into(), err.into()], until);
+    let told = listen(&mut task, [out.into(), err.into()], until, stop);
     if told.is_err() {
         tree::kill_now(&Target::new(Some(task.process().clone()), &[]), GONE);
         let end = Instant::now() + GONE;
@@ -84,7 +96,12 @@ pub fn run(program: Program<'_>) -> Result<Ran, String> {
     Ok(Ran { exit, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
 }
 
-fn listen(task: &mut spawn::Task, pipes: [OwnedFd; 2], until: Instant) -> Result<(Exit, [Vec<u8>; 2]), String> {
+fn listen(
+    task: &mut spawn::Task,
+    pipes: [OwnedFd; 2],
+    until: Instant,
+    stop: Option<BorrowedFd<'_>>,
+) -> Result<(Exit, [Vec<u8>; 2]), String> {
     let mut open = pipes.map(Some);
     let mut said = [Vec::new(), Vec::new()];
     let mut room = vec![0_u8; 64 * 1024];
@@ -99,6 +116,7 @@ fn listen(task: &mut spawn::Task, pipes: [OwnedFd; 2], until: Instant) -> Result
         }
         let ready = {
             let mut fds: Vec<BorrowedFd<'_>> = open.iter().flatten().map(AsFd::as_fd).collect();
+            fds.extend(stop);
             fds.extend(task.pidfd().filter(|_| exit.is_none()));
             let blind = exit.is_none() && task.pidfd().is_none();
             let pause = if exit.is_some() { Duration::ZERO } else { left };
@@ -123,6 +141,9 @@ fn listen(task: &mut spawn::Task, pipes: [OwnedFd; 2], until: Instant) -> Result
                 return Err(format!("said more than {MAX_STDOUT} bytes"));
             }
         }
+        if exit.is_none() && stop.is_some() && ready.next().unwrap_or(false) {
+            return Err("was stopped".into());
+        }
         // Who still holds a pipe when it has ended is somebody that it left in the background.
         if let Some(exit) = exit
             && !heard
@@ -137,11 +158,21 @@ fn listen(task: &mut spawn::Task, pipes: [OwnedFd; 2], until: Instant) -> Result
 mod tests {
     use super::*;
 
-    fn sh(script: &str, limit: Duration) -> Result<Ran, String> {
+    fn sh_with(
+        script: &str,
+        limit: Duration,
+        stdin: Option<File>,
+        stop: Option<BorrowedFd<'_>>,
+    ) -> Result<Ran, String> {
         let argv: Vec<OsString> = ["sh", "-c", script].map(OsString::from).to_vec();
         let env = [(OsString::from("PATH"), std::env::var_os("PATH").unwrap_or_default())];
         let until = Instant::now() + limit;
-        run(Program { path: Path::new("/bin/sh"), argv: &argv, env: &env, cwd: Path::new("/"), stdout: None, until })
+        let cwd = Path::new("/");
+        run(Program { path: Path::new("/bin/sh"), argv: &argv, env: &env, cwd, stdin, stdout: None, until, stop })
+    }
+
+    fn sh(script: &str, limit: Duration) -> Result<Ran, String> {
+        sh_with(script, limit, None, None)
     }
 
     const LONG: Duration = Duration::from_mins(1);
@@ -153,6 +184,21 @@ mod tests {
         let ran = sh("kill -9 $$", LONG).unwrap();
         assert_eq!(ran.exit, Exit::Signal(9));
         assert!(sh("yes", LONG).unwrap_err().contains("said more than"));
+    }
+
+    #[test]
+    fn it_hears_what_is_said_and_then_the_end() {
+        let ran = sh_with("cat", LONG, Some(spoken(b"hear hear").unwrap()), None).unwrap();
+        assert_eq!((ran.exit, ran.stdout.as_slice()), (Exit::Code(0), &b"hear hear"[..]));
+    }
+
+    #[test]
+    fn who_is_stopped_is_killed_at_once() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let begun = Instant::now();
+        std::io::Write::write_all(&mut writer, b"!").unwrap();
+        let said = sh_with("sleep 1000", LONG, None, Some(reader.as_fd()));
+        assert!(said.unwrap_err().contains("was stopped") && begun.elapsed() < LONG);
     }
 
     #[test]
