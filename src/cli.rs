@@ -28,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Wire cpw into Claude Code's settings, or take it out again
     Init(cmd::init::Args),
+    /// Show in half a minute what cpw does, without Claude
+    Demo(cmd::demo::Args),
     /// Approve the project's rules: nothing of a project runs before
     Allow(cmd::allow::Args),
     /// Take an approval back
@@ -122,6 +124,7 @@ pub fn main() -> ExitCode {
     };
     let result = match &command {
         Command::Init(args) => cmd::init::run(args),
+        Command::Demo(args) => cmd::demo::run(args),
         Command::Allow(args) => cmd::allow::run(args),
         Command::Deny(args) => cmd::deny::run(args),
         Command::Off(args) => cmd::off::run(args),

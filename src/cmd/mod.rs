@@ -9,6 +9,7 @@ pub mod cancel;
 pub mod checkpoint;
 pub mod checkup;
 pub mod clean;
+pub mod demo;
 pub mod deny;
 pub mod doctor;
 pub mod events;

@@ -9,5 +9,6 @@ pub mod overview;
 pub mod paint;
 pub mod print;
 pub mod report;
+pub mod story;
 pub mod table;
 pub mod when;
