@@ -1,9 +1,10 @@
 //! The command line: which commands there are, and how their results become an exit code. No behaviour: each command is
 //! a file of `cmd`.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::base::exit::{Exit, Wrong};
 use crate::cmd;
@@ -11,12 +12,7 @@ use crate::ui::print;
 
 /// Parallel workers for Claude Code, started and coordinated by its hooks.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cpw",
-    version,
-    after_help = "Exit codes: 0 success · 1 the run or task failed, or the answer is no · 3 wrong usage or input · \
-                  4 timed out · 130 interrupted"
-)]
+#[command(name = "cpw", version, disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -54,7 +50,7 @@ pub enum Command {
     Logs(cmd::logs::Args),
     /// Show the events of a run
     Events(cmd::events::Args),
-    /// Wait until tasks are done, have come to checkpoints, votes are decided, a run has ended, or the session has made a call
+    /// Wait for tasks, checkpoints, votes, the end of a run, or a call of the session
     Wait(cmd::wait::Args),
     /// Print the result of a task
     Result(cmd::result::Args),
@@ -80,33 +76,55 @@ pub enum Command {
     Lease(cmd::lease::Args),
     /// Run one task in the foreground, or work on a run as one of its workers
     Worker(cmd::worker::Args),
+    /// Print what a shell needs to complete cpw's command line
+    Completions(cmd::completions::Args),
+    /// Print a manual page, or write all of them
+    Man(cmd::man::Args),
+    /// Show the help of a command, or a page: concepts, files, exit-codes
+    Help(cmd::help::Args),
 }
 
 /// The definition of the command line, for help, completions and tests.
 pub fn definition() -> clap::Command {
-    Cli::command()
+    let codes = cmd::help::exit_table();
+    cmd::help::complete(
+        Cli::command().after_help(format!("Exit codes:\n{codes}\n`cpw help concepts` explains the words.")),
+    )
+}
+
+/// Reads a command line. `cpw help run` is read as `cpw run --help`.
+fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Command, clap::Error> {
+    let matches = definition().try_get_matches_from(args)?;
+    let command = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut definition()))?.command;
+    match &command {
+        Command::Help(args) => match args.as_command_line() {
+            Some(line) => read(line),
+            None => Ok(command),
+        },
+        _ => Ok(command),
+    }
 }
 
 /// The commands that a task may call again and again: to read one of them, only its own part of the command line is made,
 /// which is most of what such a call costs. `None`: another command, a call for help, or a mistake, all for the whole to say.
 fn inside() -> Option<Command> {
-    fn read<A: clap::Args>() -> Option<A> {
+    fn part<A: clap::Args>() -> Option<A> {
         let matches = A::augment_args(clap::Command::new("cpw")).try_get_matches_from(std::env::args_os().skip(1));
         A::from_arg_matches(&matches.ok()?).ok()
     }
     match std::env::args_os().nth(1)?.to_str()? {
-        "progress" => read().map(Command::Progress),
-        "summary" => read().map(Command::Summary),
-        "checkpoint" => read().map(Command::Checkpoint),
-        "signal" => read().map(Command::Signal),
-        "vote" => read().map(Command::Vote),
+        "progress" => part().map(Command::Progress),
+        "summary" => part().map(Command::Summary),
+        "checkpoint" => part().map(Command::Checkpoint),
+        "signal" => part().map(Command::Signal),
+        "vote" => part().map(Command::Vote),
         _ => None,
     }
 }
 
 /// Parses the command line, runs the command, and turns what it returns into an exit code.
 pub fn main() -> ExitCode {
-    let command = inside().map_or_else(|| Cli::try_parse().map(|cli| cli.command), Ok);
+    let command = inside().map_or_else(|| read(std::env::args_os()), Ok);
     let command = match command {
         Ok(command) => command,
         Err(e) => {
@@ -150,6 +168,9 @@ pub fn main() -> ExitCode {
         Command::Vote(args) => cmd::vote::run(args),
         Command::Lease(args) => cmd::lease::run(args),
         Command::Worker(args) => cmd::worker::run(args),
+        Command::Completions(args) => cmd::completions::run(args, definition()),
+        Command::Man(args) => cmd::man::run(args, definition()),
+        Command::Help(args) => cmd::help::run(args),
     };
     match result {
         Ok(Exit::Ok) if print::lost() => {

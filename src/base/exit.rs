@@ -21,6 +21,19 @@ pub enum Exit {
     Interrupted = 130,
 }
 
+impl Exit {
+    /// Every code with its meaning, for help and manual.
+    pub const TABLE: [(Exit, &'static str); 7] = [
+        (Exit::Ok, "it worked; of `run`: every task is done"),
+        (Exit::Failed, "the run or task failed, or the answer is no"),
+        (Exit::Usage, "wrong usage or input; nothing was done"),
+        (Exit::TimedOut, "what was waited for did not happen in time"),
+        (Exit::NotExecutable, "`lease`: its command cannot be executed"),
+        (Exit::NotFound, "`lease`: there is no such command"),
+        (Exit::Interrupted, "ended by Ctrl-C"),
+    ];
+}
+
 impl From<Exit> for std::process::ExitCode {
     fn from(e: Exit) -> Self {
         std::process::ExitCode::from(e as u8)

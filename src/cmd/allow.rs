@@ -18,12 +18,14 @@ use crate::ui::{ask, print};
 
 const EXAMPLES: &str = "Examples:
   cpw allow          show, ask, approve
-  cpw allow --yes    approve without asking, in a script or in CI";
+  cpw allow --yes    approve without asking, in a script or in CI
+
+Shows what .claude/cpw.json could run, and what changed since you last approved it, and asks. The approval is for these exact
+bytes: any later change needs a new one. It refuses to work inside Claude Code: only a person approves.
+
+Exit code: 0 it is approved · 1 you said no · 3 there is nothing to approve, nobody to ask, or a client above";
 
 /// Approve the project's config, so that its rules may start work
-///
-/// Shows what .claude/cpw.json could run, and what changed since you last approved it, and asks. The approval is for these
-/// exact bytes: any later change needs a new one. It refuses to work inside Claude Code: only a person approves.
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

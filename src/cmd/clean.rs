@@ -38,11 +38,11 @@ const LOCK: &str = "clean.lock";
 /// Remove runs that have ended
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    cpw clean                     runs of this project that ended more than 14 days ago\n  \
-    cpw clean --older 2d --keep 5 older than two days, but never the newest five\n  \
-    cpw clean --keep 20           all but the newest twenty\n  \
-    cpw clean 20261121-10         this run, by a unique beginning of its id\n  \
-    cpw clean --dry-run           what would be removed\n\n\
+    cpw clean                      runs of this project that ended more than 14 days ago\n  \
+    cpw clean --older 2d --keep 5  older than two days, but never the newest five\n  \
+    cpw clean --keep 20            all but the newest twenty\n  \
+    cpw clean 20261121-10          this run, by a unique beginning of its id\n  \
+    cpw clean --dry-run            what would be removed\n\n\
     A run that has not ended stays, and one that your cpw has not made. One whose session has not been told everything \
     stays until it is older than --older (14 days), and a damaged one until it is named.\n\n\
     Exit code: 0 · 1 something could not be removed, or a run that was named had to stay")]

@@ -8,10 +8,12 @@ use crate::store::trust;
 use crate::ui::print;
 
 /// Take back the approval of the project's config
-///
-/// From now on its rules start nothing, whatever the file holds, and sessions no longer mention that it waits for approval.
-/// Work that runs goes on; cpw cancel ends it. cpw allow approves again.
 #[derive(Debug, Default, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cpw deny                nothing of this project starts from now on\n  \
+    cpw deny && cpw cancel  nor does the run that goes on\n\n\
+    Its rules start nothing, whatever the file holds, and sessions no longer mention that it waits for approval. What runs \
+    goes on; cpw cancel ends it. cpw allow approves again.")]
 pub struct Args {}
 
 /// Runs the command.

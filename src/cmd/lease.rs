@@ -84,6 +84,9 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     /// Take it for the calling script, or in a task for the task, and print its token
+    #[command(after_help = "Examples:\n  \
+        TOKEN=$(cpw lease acquire db)             until the script ends, or cpw lease release db\n  \
+        cpw lease acquire gpu0 db --wait 5m --ttl 10m   both together, for 10 minutes at most")]
     Acquire {
         /// What is needed
         #[arg(value_name = "NAME", required = true)]
@@ -99,6 +102,9 @@ enum Action {
         json: bool,
     },
     /// Hold it for longer
+    #[command(after_help = "Examples:\n  \
+        cpw lease renew db --ttl 10m\n  \
+        cpw lease renew --token 17 --ttl 10m   from another process, that was told the token")]
     Renew {
         #[command(flatten)]
         meant: Meant,
@@ -110,6 +116,9 @@ enum Action {
         json: bool,
     },
     /// Give it back
+    #[command(after_help = "Examples:\n  \
+        cpw lease release db          and all that was taken together with it\n  \
+        cpw lease release --token 17  from another process, that was told the token")]
     Release {
         #[command(flatten)]
         meant: Meant,

@@ -9,9 +9,12 @@ use crate::store::switch::{self, Scope};
 use crate::ui::print;
 
 /// Switch cpw off in this project: Claude Code works as if it were not there
-///
-/// Work that runs goes on; cpw cancel ends it. cpw on switches on again.
 #[derive(Debug, Default, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cpw off                in this project: no hook does anything until cpw on\n  \
+    cpw off --session ID   only in one session, by its id\n  \
+    !cpw off               typed in Claude Code, in its project\n\n\
+    What runs goes on; cpw cancel ends it. cpw on switches on again. CPW_DISABLE=1 in the environment does the same for what is started there.")]
 pub struct Args {
     /// Only in this session, in whatever project it works
     #[arg(long, value_name = "ID", value_parser = SessionId::new)]

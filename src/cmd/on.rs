@@ -6,6 +6,9 @@ use crate::cmd::off;
 
 /// Switch cpw on again in this project, after cpw off
 #[derive(Debug, Default, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    cpw on                in this project\n  \
+    cpw on --session ID   what was switched off for that session only")]
 pub struct Args {
     /// Only what was switched off for this session
     #[arg(long, value_name = "ID", value_parser = SessionId::new)]

@@ -43,8 +43,9 @@ pub struct Args {
 
 /// Inside a task: say in one line what came out, for the session to read
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example, in a task's command:\n  \
-    cpw summary \"5 findings, 2 of them serious\"\n\n\
+#[command(after_help = "Examples, in a task's command:\n  \
+    cpw summary \"5 findings, 2 of them serious\"\n  \
+    cpw summary \"$(tail -n 1 report.txt)\"\n\n\
     The last one counts; one less than a second after another waits. Without it the first line of the task's result is taken.\n\
     Exit code: 0 · 1 the attempt is over · 3 not inside a task")]
 pub struct SummaryArgs {

@@ -20,10 +20,10 @@ use crate::ui::print;
 /// Run a plan and show its progress until it ends
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
-    cpw run plan.json                     run a plan, progress on the terminal\n  \
-    cpw run plan.json -j 2                at most two tasks at a time\n  \
-    cpw run plan.json --detach            start it and return; look with `cpw status`\n  \
-    cpw run --prompt 'Analyze a.py, b.py' what the rules here make of this prompt\n\n\
+    cpw run plan.json                      run a plan, progress on the terminal\n  \
+    cpw run plan.json -j 2                 at most two tasks at a time\n  \
+    cpw run plan.json --detach             start it and return; look with `cpw status`\n  \
+    cpw run --prompt 'Analyze a.py, b.py'  what the rules here make of this prompt\n\n\
     Ctrl-C cancels the run and waits for its tasks to end; a second Ctrl-C does not wait. The workers are processes of \
     their own: a terminal that is closed leaves the run going on.\n\n\
     Exit code: 0 every task is done · 1 the run failed · 3 wrong plan, nothing was started · 130 cancelled by Ctrl-C")]
