@@ -46,6 +46,8 @@ pub enum Command {
     Resume(cmd::again::ResumeArgs),
     /// Show the runs of this project, or one run in detail
     Status(cmd::status::Args),
+    /// Look at the runs of this project, live, on the whole screen
+    Top(cmd::top::Args),
     /// Show what tasks wrote to stdout and stderr
     Logs(cmd::logs::Args),
     /// Show the events of a run
@@ -153,6 +155,7 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => cmd::again::retry(args),
         Command::Resume(args) => cmd::again::resume(args),
         Command::Status(args) => cmd::status::run(args),
+        Command::Top(args) => cmd::top::run(args),
         Command::Logs(args) => cmd::logs::run(args),
         Command::Events(args) => cmd::events::run(args),
         Command::Wait(args) => cmd::wait::run(args),

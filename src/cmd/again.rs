@@ -1,6 +1,8 @@
 //! `cpw retry` and `cpw resume`: a new run of the same plan, which takes over what is done. What runs is the plan that the
 //! old run has recorded, if it is still the one that was started.
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -82,21 +84,42 @@ pub fn resume(args: &ResumeArgs) -> anyhow::Result<Exit> {
 }
 
 fn go_on(command: &str, given: Option<&str>, named: &[String], detach: bool) -> anyhow::Result<Exit> {
-    run_cmd::refuse_below_client("a run is not continued", "decides that")?;
     let project = find::project()?;
-    let folder = find::run(&project, given)?;
-    if !registry::is_ours(&folder) {
+    let ready = prepare(command, &project, &find::run(&project, given)?, named)?;
+    if ready.count(Fate::Again) == 0 {
+        let what = if named.is_empty() { "everything in it is done" } else { "what was named is done" };
+        print::err(format_args!("cpw: run {}: {what}; nothing to run again", ready.old.plan.run));
+        return Ok(Exit::Failed);
+    }
+    let termination = if detach { None } else { Some(signals::catch_termination()?) };
+    let run = ready.start()?;
+    print::err(format_args!("cpw: {}", ready.told(&run)));
+    run_cmd::show(vec![run], termination.as_ref())
+}
+
+/// A run that has ended and that nobody else continues as long as this is held.
+pub(super) struct Ready {
+    project: PathBuf,
+    old: Run,
+    fates: Vec<Fate>,
+    _reserved: File,
+}
+
+/// Looks what of a run is to be run again, for a person who has asked for it.
+pub(super) fn prepare(command: &str, project: &Path, folder: &RunDir, named: &[String]) -> anyhow::Result<Ready> {
+    run_cmd::refuse_below_client("a run is not continued", "decides that")?;
+    if !registry::is_ours(folder) {
         return Err(Wrong::new(registry::FOREIGN).into());
     }
     folder.check_locks()?;
     // Held until the new run is there: of two that come at once, the second finds it.
-    let Some(_reserved) = folder.reserve()? else {
+    let Some(reserved) = folder.reserve()? else {
         return Err(Wrong::new("somebody else is continuing or removing this run just now").into());
     };
     let mut old = folder.open_run()?;
     refuse_unended(&mut old)?;
     let id = old.plan.run.clone();
-    if let Some(other) = active_continuation(&project, &id)? {
+    if let Some(other) = active_continuation(project, &id)? {
         let what = format!("run {id} is being continued already, by run {other}");
         return Err(Wrong::with_hint(what, format!("look at it: cpw status {other}")).into());
     }
@@ -109,21 +132,31 @@ fn go_on(command: &str, given: Option<&str>, named: &[String], detach: bool) -> 
     let intact = again::intact(&old);
     let named = named.iter().map(|given| find::task(&old.plan, given)).collect::<Result<Vec<_>, _>>()?;
     let fates = fates(&old.plan, &old.state, &intact, if named.is_empty() { None } else { Some(&named) });
-    let count = |fate: Fate| fates.iter().filter(|f| **f == fate).count();
-    let (taken, todo, left) = (count(Fate::Taken), count(Fate::Again), count(Fate::Left));
-    if todo == 0 {
-        let what = if named.is_empty() { "everything in it is done" } else { "what was named is done" };
-        print::err(format_args!("cpw: run {id}: {what}; nothing to run again"));
-        return Ok(Exit::Failed);
+    Ok(Ready { project: project.to_owned(), old, fates, _reserved: reserved })
+}
+
+impl Ready {
+    /// Tasks with this fate.
+    pub(super) fn count(&self, fate: Fate) -> usize {
+        self.fates.iter().filter(|f| **f == fate).count()
     }
-    let termination = if detach { None } else { Some(signals::catch_termination()?) };
-    let state = State::open()?;
-    let runs = planner::runs_folder(&project, Some(&state))?;
-    let mut run = again::begin(&old, &fates, &runs, &state).context("cannot start the run")?;
-    crew::hire(&mut run, None).context("cannot start a worker; `cpw status` tries again")?;
-    let left = if left > 0 { format!(", {left} left out") } else { String::new() };
-    print::err(format_args!("cpw: run {} continues {id}: {taken} taken over, {todo} to run{left}", run.plan.run));
-    run_cmd::show(vec![run], termination.as_ref())
+
+    /// Starts the run that goes on with it, and a worker.
+    pub(super) fn start(&self) -> anyhow::Result<Run> {
+        let state = State::open()?;
+        let runs = planner::runs_folder(&self.project, Some(&state))?;
+        let mut run = again::begin(&self.old, &self.fates, &runs, &state).context("cannot start the run")?;
+        crew::hire(&mut run, None).context("cannot start a worker; `cpw status` tries again")?;
+        Ok(run)
+    }
+
+    /// What `run`, which goes on with it, has to do.
+    pub(super) fn told(&self, run: &Run) -> String {
+        let (id, of) = (&run.plan.run, &self.old.plan.run);
+        let (taken, todo, left) = (self.count(Fate::Taken), self.count(Fate::Again), self.count(Fate::Left));
+        let left = if left > 0 { format!(", {left} left out") } else { String::new() };
+        format!("run {id} continues {of}: {taken} taken over, {todo} to run{left}")
+    }
 }
 
 /// Refuses a run that goes on. One of an earlier boot cannot: it is ended, by a worker that finds out.
@@ -153,7 +186,7 @@ fn refuse_unended(run: &mut Run) -> anyhow::Result<()> {
 }
 
 /// The run that continues `id` now, if there is one.
-fn active_continuation(project: &std::path::Path, id: &RunId) -> anyhow::Result<Option<RunId>> {
+fn active_continuation(project: &Path, id: &RunId) -> anyhow::Result<Option<RunId>> {
     let newer = run::list(project)?.into_iter().take_while(|other| other > id);
     let continues = |folder: &RunDir| folder.plan().is_ok_and(|(plan, _)| plan.from.as_ref() == Some(id));
     let goes_on = |folder: &RunDir| folder.open_view().is_ok_and(|hooked| hooked.view.ended.is_none());

@@ -12,7 +12,7 @@ use crate::model::event::{Body, CancelRequested, Draft};
 use crate::store::bells;
 use crate::store::log::LogError;
 use crate::store::registry;
-use crate::store::run::Run;
+use crate::store::run::{Run, RunDir};
 use crate::sys::bell;
 use crate::sys::clock;
 use crate::ui::lines;
@@ -49,19 +49,13 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Some(own) => own,
         None => find::run(&find::project()?, args.run.as_deref())?,
     };
-    if !registry::is_ours(&folder) {
-        return Err(Wrong::new(registry::FOREIGN).into());
-    }
-    folder.check_locks()?;
+    check(&folder)?;
     let mut run = folder.open_run()?;
     let index = args.task.as_deref().map(|given| find::task(&run.plan, given)).transpose()?;
     // Hung before asking: the answer may come at once.
     let concern = index.map_or(Concern::End, |i| Concern::Task(run.plan.tasks[i].id.clone()));
     let bell = bells::hang(&run.folder, &concern).context("cannot wait for the effect")?;
-    let asked = match index {
-        None => follow::request_cancel(&mut run, "user")?,
-        Some(i) => request_task(&mut run, i)?,
-    };
+    let asked = request(&mut run, index)?;
     let id = run.plan.run.clone();
     if !asked {
         match (index, &run.state.view.ended) {
@@ -111,6 +105,22 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         _ => print::out(format_args!("asked run {id} to cancel; it is still ending its tasks (`cpw status {id}`)")),
     }
     Ok(Exit::Ok)
+}
+
+/// Refuses a run in which nothing may be changed from here.
+pub(super) fn check(folder: &RunDir) -> anyhow::Result<()> {
+    if !registry::is_ours(folder) {
+        return Err(Wrong::new(registry::FOREIGN).into());
+    }
+    Ok(folder.check_locks()?)
+}
+
+/// Asks for the whole run, or for one task of it; `false` if there is nothing to cancel.
+pub(super) fn request(run: &mut Run, index: Option<usize>) -> anyhow::Result<bool> {
+    match index {
+        None => follow::request_cancel(run, "user"),
+        Some(i) => request_task(run, i),
+    }
 }
 
 /// Asks for one task; `false` if there is nothing to cancel.

@@ -14,7 +14,7 @@ use crate::base::ids::{RunId, WorkerNo};
 use crate::base::text::one_line;
 use crate::cmd::find;
 use crate::cmd::lease::Standing;
-use crate::cmd::watch;
+use crate::cmd::{top, watch};
 use crate::logic::leases;
 use crate::logic::state::State;
 use crate::logic::view::View;
@@ -82,6 +82,9 @@ pub(super) struct Whole {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let project = find::project()?;
+    if args.watch && top::fits() {
+        return top::on_screen(&project, args.run.as_deref(), args.all);
+    }
     if args.watch {
         return match &args.run {
             Some(given) => watch::run(&find::run(&project, Some(given))?),

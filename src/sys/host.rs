@@ -51,6 +51,14 @@ pub fn terminal_size(fd: impl AsFd) -> Option<(u16, u16)> {
     (rc == 0 && size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
+/// Whether this process may write to and read from the terminal behind `fd`: who is in the background is stopped by that. A
+/// terminal that is not our session's asks nobody.
+pub fn is_foreground(fd: impl AsFd) -> bool {
+    // SAFETY: both calls take numbers and return one.
+    let (owner, own) = unsafe { (libc::tcgetpgrp(fd.as_fd().as_raw_fd()), libc::getpgrp()) };
+    owner < 0 || owner == own
+}
+
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests {

@@ -1,6 +1,6 @@
-//! Waiting for descriptors: bells, pidfds, pipes; and the one that is there from the beginning.
+//! Waiting for descriptors: bells, pidfds, pipes; and those that are there from the beginning.
 
-#![expect(unsafe_code, reason = "standard input is a descriptor that nobody in this program opens")]
+#![expect(unsafe_code, reason = "standard input and output are descriptors that nobody in this program opens")]
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -29,6 +29,53 @@ pub fn wait(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec
         Err(Errno::EINTR) => Ok(vec![false; fds.len()]),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Writes all of `bytes` to a terminal in pieces that a terminal takes at once, and gives up as soon as `stop` can be read or
+/// `patience` is over without a piece: a terminal whose reader has stopped takes nothing, and would hold us for ever. Returns
+/// whether all was written.
+pub fn write_unless(
+    fd: BorrowedFd<'_>,
+    mut bytes: &[u8],
+    stop: Option<BorrowedFd<'_>>,
+    patience: Duration,
+) -> io::Result<bool> {
+    /// Less than the buffer of a terminal that has nearly nothing in it.
+    const PIECE: usize = 1024;
+    let mut until = super::clock::mono_ms().saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+    while !bytes.is_empty() {
+        let mut polled = vec![PollFd::new(fd, PollFlags::POLLOUT)];
+        polled.extend(stop.map(|stop| PollFd::new(stop, PollFlags::POLLIN)));
+        let left = until.saturating_sub(super::clock::mono_ms());
+        match poll(&mut polled, milliseconds(Duration::from_millis(left))) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let ready = |p: &PollFd<'_>| p.revents().is_some_and(|r| !r.is_empty());
+        if polled.get(1).is_some_and(ready) {
+            return Ok(false);
+        }
+        if !ready(&polled[0]) {
+            if super::clock::mono_ms() >= until {
+                return Ok(false);
+            }
+            continue;
+        }
+        match nix::unistd::write(fd, &bytes[..bytes.len().min(PIECE)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::EINTR | Errno::EAGAIN) => continue,
+            Err(e) => return Err(e.into()),
+        }
+        until = super::clock::mono_ms().saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+    }
+    Ok(true)
+}
+
+/// Standard output without the buffer of [`std::io::Stdout`], for who writes a screen in one go.
+pub fn stdout() -> BorrowedFd<'static> {
+    // SAFETY: the standard library makes sure at the start that descriptor 1 is open, and nothing here closes it.
+    unsafe { BorrowedFd::borrow_raw(1) }
 }
 
 /// Rounded up: rounding down would turn the last fraction of a millisecond into a busy loop.

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -48,9 +48,21 @@ impl Deadline {
     }
 }
 
-/// What the handler needs: it may touch nothing but these two.
+/// What the handlers need: they may touch nothing but these three.
 static LAST: AtomicI32 = AtomicI32::new(0);
 static WAKE: AtomicI32 = AtomicI32::new(-1);
+/// Signals of [`catch_screen`], a bit for each: none of them may hide one that ends the process.
+static SCREEN: AtomicU64 = AtomicU64::new(0);
+
+/// Makes the descriptor of [`Termination`] readable. For handlers.
+fn wake() {
+    let saved = Errno::last_raw();
+    let fd = WAKE.load(Ordering::SeqCst);
+    // SAFETY: `write` is async-signal-safe; the descriptor is never closed once it is stored. A full pipe is fine:
+    // it wakes as well as one byte more.
+    unsafe { libc::write(fd, c"!".as_ptr().cast(), 1) };
+    Errno::set_raw(saved);
+}
 
 /// Signals that ask this process to end, as a flag and a descriptor for the poll loop.
 #[derive(Debug)]
@@ -60,12 +72,7 @@ pub struct Termination(&'static OwnedFd);
 pub fn catch_signals(signals: &[Signal]) -> io::Result<Termination> {
     extern "C" fn note(number: i32) {
         LAST.store(number, Ordering::SeqCst);
-        let saved = Errno::last_raw();
-        let fd = WAKE.load(Ordering::SeqCst);
-        // SAFETY: `write` is async-signal-safe; the descriptor is never closed once it is stored. A full pipe is fine:
-        // it wakes as well as one byte more.
-        unsafe { libc::write(fd, c"!".as_ptr().cast(), 1) };
-        Errno::set_raw(saved);
+        wake();
     }
     static PIPE: OnceLock<(OwnedFd, OwnedFd)> = OnceLock::new();
     if PIPE.get().is_none() {
@@ -111,6 +118,48 @@ impl Termination {
         let number = LAST.swap(0, Ordering::SeqCst);
         (number != 0).then_some(number)
     }
+}
+
+/// What happened to the terminal of a program that fills its screen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Screen {
+    /// Somebody asks the process to stop for a while (SIGTSTP).
+    pub stop: bool,
+    /// It goes on after it was stopped.
+    pub continued: bool,
+}
+
+/// From now on a change of the terminal's size, and being stopped and continued, wake the poll loop of `termination` too.
+pub fn catch_screen(_termination: &Termination) -> io::Result<()> {
+    [Signal::SIGWINCH, Signal::SIGTSTP, Signal::SIGCONT].into_iter().try_for_each(catch_one_of_screen)
+}
+
+fn catch_one_of_screen(signal: Signal) -> io::Result<()> {
+    extern "C" fn note(number: i32) {
+        SCREEN.fetch_or(1 << (number & 63), Ordering::SeqCst);
+        wake();
+    }
+    // SAFETY: the handler sets a bit and writes to a pipe, both allowed in handlers, and restores errno.
+    unsafe { install(signal, note, true) }
+}
+
+impl Screen {
+    /// What has happened since the last call. To be called behind [`Termination::take`].
+    pub fn take() -> Screen {
+        let seen = SCREEN.swap(0, Ordering::SeqCst);
+        let has = |signal: Signal| seen & (1 << (signal as i32 & 63)) != 0;
+        Screen { stop: has(Signal::SIGTSTP), continued: has(Signal::SIGCONT) }
+    }
+}
+
+/// Stops this process and its group, as the terminal's key for it does, until somebody lets them go on. Does nothing where
+/// nobody could: the kernel knows.
+pub fn stop() -> io::Result<()> {
+    // SAFETY: no handler is installed.
+    let _old = unsafe { signal(Signal::SIGTSTP, SigHandler::SigDfl) }?;
+    let stopped = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), Signal::SIGTSTP);
+    catch_one_of_screen(Signal::SIGTSTP)?;
+    Ok(stopped?)
 }
 
 /// Ignores `signals`. What is started by `sys::spawn` does not inherit that.

@@ -11,4 +11,5 @@ pub mod print;
 pub mod report;
 pub mod story;
 pub mod table;
+pub mod top;
 pub mod when;

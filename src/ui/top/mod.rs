@@ -1,0 +1,14 @@
+//! The live view of `cpw top`: what a person can look at and press there, and how it is drawn. Keys, the view's state and the
+//! picture are pure; only `screen` touches a terminal. Who collects what is shown, and acts, is `cmd::top`.
+//!
+//! No other room names the terminal library, and of this one only `draw` and `screen`.
+
+pub mod draw;
+pub mod facts;
+pub mod keys;
+pub mod layout;
+pub mod past;
+pub mod picture;
+pub mod screen;
+pub mod view;
+pub mod window;
