@@ -317,7 +317,7 @@ fn a_detached_run_is_looked_at_and_cancelled_by_other_commands() {
 
     wait_for("the output", || p.run(&["logs"]).out.contains("begun"));
     let logs = p.run(&["logs"]).out;
-    for line in ["quick  | out\n", "quick  | err\n", "long   | begun\n"] {
+    for line in [" quick  │ out\n", " quick !│ err\n", " long   │ begun\n"] {
         assert!(logs.contains(line), "{logs}");
     }
     assert_eq!(p.run(&["logs", "quick", "--run", &run]).out, "out\nerr\n");

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use crate::base::exit::Wrong;
 use crate::base::ids::{RunId, TaskId};
+use crate::model::glob::{self, Glob};
 use crate::model::plan::Plan;
 use crate::store::project;
 use crate::store::run::{self, RunDir};
@@ -68,4 +69,21 @@ pub fn task(plan: &Plan, given: &str) -> Result<usize, Wrong> {
             format!("one of {}", names(&mut found.iter().take(20).map(|&i| &plan.tasks[i].id))),
         )),
     }
+}
+
+/// The tasks that `given` (as for [`task`], or a glob) means, as their places in the plan.
+pub fn tasks(plan: &Plan, given: &str) -> Result<Vec<usize>, Wrong> {
+    // No id has such characters in it.
+    if !glob::has_meta(given) {
+        return task(plan, given).map(|i| vec![i]);
+    }
+    let wrong = |e: glob::BadGlob| Wrong::with_hint(format!("'{given}' {e}"), "a glob looks like 'test-*'");
+    let pattern = Glob::text(given).map_err(wrong)?;
+    let found: Vec<usize> = (0..plan.tasks.len()).filter(|&i| pattern.matches(plan.tasks[i].id.as_str())).collect();
+    if found.is_empty() {
+        let names: Vec<&str> = plan.tasks.iter().take(20).map(|t| t.id.as_str()).collect();
+        let hint = format!("its tasks are {}", names.join(", "));
+        return Err(Wrong::with_hint(format!("no task of this run matches '{given}'"), hint));
+    }
+    Ok(found)
 }

@@ -126,8 +126,8 @@ mod tests {
     fn the_notes_of_a_week_are_few() {
         let mut noter = Noter::new(0);
         let looks = 7 * 24 * 1800;
-        let noted = (1..=looks).filter(|i| noter.see(i * 2000, [*i, 0]).is_some()).count();
-        assert!((1000..20_000).contains(&noted), "{noted}");
+        let lines = (1..=looks).filter(|i| noter.see(i * 2000, [*i, 0]).is_some()).count();
+        assert!((1000..20_000).contains(&lines), "{lines}");
     }
 
     #[test]

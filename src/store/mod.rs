@@ -11,6 +11,7 @@ pub mod hooklog;
 pub mod index;
 pub mod leases;
 pub mod log;
+pub mod output;
 pub mod project;
 pub mod registry;
 pub mod run;

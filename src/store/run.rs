@@ -23,7 +23,7 @@ use crate::model::plan::Plan;
 use crate::store::bells;
 use crate::store::home;
 use crate::store::index::{self, Index};
-use crate::store::log::{self, Count, Damage, Log, LogError, Tape, Tx};
+use crate::store::log::{self, Count, Damage, Fold, Log, LogError, Tape, Tx};
 use crate::store::registry::{self, LogId};
 use crate::store::session::{self, OwnRun};
 use crate::sys::bell::Bell;
@@ -290,9 +290,9 @@ fn ids_in(dir: io::Result<Dir>) -> io::Result<Vec<RunId>> {
     Ok(ids.filter(|id| id.as_str() != "project").collect())
 }
 
-/// Whether a folder holds a run, be it a damaged one.
+/// Whether a folder holds a run, be it a damaged one. Changes nothing.
 pub fn is_begun(project: &Path, run: &RunId) -> bool {
-    RunDir::open(project, run).is_ok_and(|folder| !matches!(folder.open_view(), Err(RunError::NoRun(_))))
+    RunDir::open(project, run).is_ok_and(|folder| !matches!(folder.look_for_run(), Err(RunError::NoRun(_))))
 }
 
 impl RunDir {
@@ -614,6 +614,17 @@ impl RunDir {
         Err(RunError::NoRun(self.path().to_owned()))
     }
 
+    /// Fails with [`RunError::NoRun`] where the folder holds none. Only the beginning of its log is read.
+    fn look_for_run(&self) -> Result<(), RunError> {
+        if self.dir.stat(PLAN).is_ok_and(|plan| plan.is_none()) {
+            self.plan_bytes()?;
+        }
+        let mut log = self.log()?;
+        let mut first = Count::default();
+        log.read_part(&mut first, 0).map_err(|e| self.told(e))?;
+        self.check_begun(&log, first.schema())
+    }
+
     /// The log as a tape, if it is the file with which the run began.
     pub fn tape(&self) -> Result<Tape, RunError> {
         let log = self.sound_log()?;
@@ -621,6 +632,20 @@ impl RunDir {
             self.check_begun(&log, 0)?;
         }
         Tape::open(&self.dir).map_err(|e| self.told(e))
+    }
+
+    /// The log as a tape, whatever is wrong with the run: what can be read is, and nothing in the folder changes.
+    pub fn tape_as_it_is(&self) -> Result<Tape, RunError> {
+        match Tape::open(&self.dir) {
+            Ok(tape) => Ok(tape),
+            // What the registry knows of the log says more.
+            Err(e) => self.log().map_or_else(Err, |_| Err(self.told(e))),
+        }
+    }
+
+    /// Fails if the log is not the one with which the run began, or has lost what the index knows of it. Changes nothing.
+    pub fn check(&self) -> Result<(), RunError> {
+        self.sound_log().map(drop)
     }
 
     /// Opens the run with its view: from the index, and the events behind it.

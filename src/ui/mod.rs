@@ -7,6 +7,7 @@ pub mod lines;
 pub mod live;
 pub mod overview;
 pub mod paint;
+pub mod prefix;
 pub mod print;
 pub mod report;
 pub mod story;

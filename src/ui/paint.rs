@@ -23,6 +23,12 @@ impl Paint {
         Paint { on: false }
     }
 
+    /// Always, whatever stdout is.
+    #[cfg(test)]
+    pub fn always() -> Paint {
+        Paint { on: true }
+    }
+
     fn sgr(self, code: &str, text: impl Display) -> String {
         if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
     }
@@ -55,6 +61,12 @@ impl Paint {
     /// Headings.
     pub fn bold(self, text: impl Display) -> String {
         self.sgr("1", text)
+    }
+
+    /// One of several colours that mean nothing, by `number`.
+    pub fn hue(self, number: u64, text: impl Display) -> String {
+        const HUES: [&str; 8] = ["36", "35", "34", "32", "96", "95", "94", "92"];
+        self.sgr(HUES[(number % 8) as usize], text)
     }
 
     /// A task's state in its colour.

@@ -46,6 +46,18 @@ pub fn minute(unix_ms: u64) -> String {
     then.map_or_else(|| "a day far away".to_owned(), |t| t.format("%Y-%m-%d %H:%M UTC").to_string())
 }
 
+/// The time of day of a point in time in milliseconds since 1970, as [`clock`] writes it.
+pub fn time_of_day(unix_ms: i64) -> String {
+    let then = DateTime::from_timestamp_millis(unix_ms);
+    then.map_or_else(|| "??:??:??.???".to_owned(), |t| t.format("%H:%M:%S%.3f").to_string())
+}
+
+/// So many milliseconds after the beginning, in a form that has its columns: `+0:01:02.345`.
+pub fn since(ms: u64) -> String {
+    let s = ms / 1000;
+    format!("+{}:{:02}:{:02}.{:03}", s / 3600, s / 60 % 60, s % 60, ms % 1000)
+}
+
 /// The time of day of an event, `10:11:12.345`, in UTC as the log has it.
 pub fn clock(ts: &str) -> &str {
     ts.get(11..23).unwrap_or(ts)
@@ -66,6 +78,14 @@ mod tests {
     fn a_minute_has_its_date() {
         assert_eq!(minute(1_795_282_375_000), "2026-11-21 17:32 UTC");
         assert_eq!(minute(u64::MAX), "a day far away");
+    }
+
+    #[test]
+    fn times_in_columns_are_equally_long() {
+        let ts = "2026-01-02T03:04:05.070Z";
+        assert_eq!(time_of_day(unix_ms(ts).unwrap()), clock(ts));
+        assert_eq!(time_of_day(i64::MAX).len(), clock(ts).len());
+        assert_eq!([0, 62_345, 36_000_000].map(since), ["+0:00:00.000", "+0:01:02.345", "+10:00:00.000"]);
     }
 
     #[test]
