@@ -538,8 +538,7 @@ impl Attempt {
         let start = length.saturating_sub(2000);
         let mut bytes = vec![0_u8; usize::try_from(length - start).ok()?];
         file.read_exact_at(&mut bytes, start).ok()?;
-        let words = String::from_utf8_lossy(&bytes);
-        words.lines().rev().map(|l| text::one_line(l, 200)).find(|l| !l.is_empty())
+        complaint(&String::from_utf8_lossy(&bytes))
     }
 
     fn ended(&mut self, why: Why, now: u64) -> Ending {
@@ -557,6 +556,13 @@ impl Attempt {
         };
         Ending { body, retryable }
     }
+}
+
+/// The last line that says why. A hint behind it, as cpw and git write them, says what to do, and nothing without the line
+/// before.
+fn complaint(words: &str) -> Option<String> {
+    let lines = || words.lines().rev().map(|l| text::one_line(l, 200)).filter(|l| !l.is_empty());
+    lines().find(|l| !l.starts_with("hint: ")).or_else(|| lines().next())
 }
 
 /// A failure that may pass.
@@ -707,4 +713,16 @@ fn move_files(from: &Path, to: &Dir) {
         }
     }
     drop(std::fs::remove_dir(from));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::complaint;
+
+    #[test]
+    fn the_reason_is_what_went_wrong_and_not_the_hint_behind_it() {
+        assert_eq!(complaint("one\n\ncpw: two\nhint: do three\n").as_deref(), Some("cpw: two"));
+        assert_eq!(complaint("hint: alone\n\n").as_deref(), Some("hint: alone"));
+        assert_eq!(complaint(" \n"), None);
+    }
 }

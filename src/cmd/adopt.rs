@@ -11,7 +11,6 @@ use crate::logic::view::View;
 use crate::model::event::{Adopted, Body, Draft, Process};
 use crate::store::client;
 use crate::store::home::State;
-use crate::store::registry;
 use crate::store::run::{Run, WORKER_LOCK};
 use crate::store::session::{self, Entry, Locked};
 use crate::sys::clock;
@@ -47,9 +46,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     };
     let project = find::project()?;
     let folder = find::run(&project, Some(&args.run))?;
-    if !registry::is_ours(&folder) {
-        return Err(Wrong::new(registry::FOREIGN).into());
-    }
+    find::refuse_foreign(&folder)?;
     folder.check_locks()?;
     let mut run = folder.open_run().map_err(|e| Wrong::new(e.to_string()))?;
     let id = run.plan.run.clone();

@@ -108,13 +108,12 @@ pub(super) struct Ready {
 /// Looks what of a run is to be run again, for a person who has asked for it.
 pub(super) fn prepare(command: &str, project: &Path, folder: &RunDir, named: &[String]) -> anyhow::Result<Ready> {
     run_cmd::refuse_below_client("a run is not continued", "decides that")?;
-    if !registry::is_ours(folder) {
-        return Err(Wrong::new(registry::FOREIGN).into());
-    }
+    find::refuse_foreign(folder)?;
     folder.check_locks()?;
     // Held until the new run is there: of two that come at once, the second finds it.
     let Some(reserved) = folder.reserve()? else {
-        return Err(Wrong::new("somebody else is continuing or removing this run just now").into());
+        let what = "somebody else is continuing or removing this run just now";
+        return Err(Wrong::with_hint(what, "`cpw status` shows what comes of it").into());
     };
     let mut old = folder.open_run()?;
     refuse_unended(&mut old)?;

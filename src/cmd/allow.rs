@@ -9,7 +9,7 @@ use crate::base::env;
 use crate::base::exit::{Exit, Wrong};
 use crate::base::hex;
 use crate::base::text::{for_terminal, one_line};
-use crate::model::{config, describe};
+use crate::model::{config, describe, json};
 use crate::store::home::State;
 use crate::store::trust::{self, Trust};
 use crate::store::{file, project};
@@ -85,8 +85,8 @@ fn allow(state: &State, config: &Path, answer: &Answer, say: &mut dyn FnMut(Stri
         return Err(Wrong::with_hint(format!("there is no {name}"), "cpw init writes one to start from").into());
     };
     let could_run = review(&bytes).map_err(|mistakes| {
-        let list = mistakes.iter().fold(String::new(), |list, mistake| format!("{list}\n  {}", for_terminal(mistake)));
-        Wrong::with_hint(format!("{name} has mistakes:{list}"), "mend it, then run cpw allow again")
+        let what = format!("{name} has mistakes:\n{}", mistakes.trim_end());
+        Wrong::with_hint(what, "mend it, then run cpw allow again; `cpw schema config` describes the format")
     })?;
     // A record that cannot be read counts as none: the approval writes it anew.
     if Trust::of(state, config, &hex::sha256(&bytes)).is_ok_and(|trust| trust == Trust::Approved) {
@@ -124,10 +124,10 @@ fn allow(state: &State, config: &Path, answer: &Answer, say: &mut dyn FnMut(Stri
 }
 
 /// What a config could run, line by line; or everything that is wrong with it.
-fn review(bytes: &[u8]) -> Result<Vec<String>, Vec<String>> {
+fn review(bytes: &[u8]) -> Result<Vec<String>, String> {
     match config::check(bytes) {
         Ok(config) => Ok(describe::what_could_run(&config).lines().map(str::to_owned).collect()),
-        Err(problems) => Err(problems.iter().map(ToString::to_string).collect()),
+        Err(problems) => Err(json::list(&problems)),
     }
 }
 

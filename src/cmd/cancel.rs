@@ -5,13 +5,12 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::actor::vigil::Vigil;
-use crate::base::exit::{Exit, Wrong};
+use crate::base::exit::Exit;
 use crate::cmd::{find, follow, inside};
 use crate::logic::wake::Concern;
 use crate::model::event::{Body, CancelRequested, Draft};
 use crate::store::bells;
 use crate::store::log::LogError;
-use crate::store::registry;
 use crate::store::run::{Run, RunDir};
 use crate::sys::bell;
 use crate::sys::clock;
@@ -109,9 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// Refuses a run in which nothing may be changed from here.
 pub(super) fn check(folder: &RunDir) -> anyhow::Result<()> {
-    if !registry::is_ours(folder) {
-        return Err(Wrong::new(registry::FOREIGN).into());
-    }
+    find::refuse_foreign(folder)?;
     Ok(folder.check_locks()?)
 }
 

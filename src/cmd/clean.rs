@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let home = Dir::open(state.path())?;
     let one_at_a_time = home.open_rw(LOCK)?;
     if !lock::lock_exclusive(&one_at_a_time, WORKER_LOCK)? {
-        return Err(Wrong::new("somebody else is cleaning just now").into());
+        return Err(Wrong::with_hint("somebody else is cleaning just now", "try again in a moment").into());
     }
     let rest = attic::finish_rest(&state, &project, args.dry_run);
     let (mut bytes, mut removed) = (rest.bytes, 0);
@@ -230,7 +230,7 @@ fn remove(state: &State, found: &Found, dry: bool) -> anyhow::Result<u64> {
     // A damaged run may have lost what is locked; nobody continues that.
     let reserved = if found.view.is_some() { folder.reserve()? } else { None };
     if found.view.is_some() && reserved.is_none() {
-        return Err(Wrong::new("somebody is continuing it just now").into());
+        return Err(Wrong::with_hint("somebody is continuing it just now", "try again in a moment").into());
     }
     let elsewhere = remove_elsewhere(state, found)?;
     Ok(attic::remove(state, folder, id)? + elsewhere)

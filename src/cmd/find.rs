@@ -6,9 +6,11 @@ use anyhow::Context;
 
 use crate::base::exit::Wrong;
 use crate::base::ids::{RunId, TaskId};
+use crate::base::text::one_line;
 use crate::model::glob::{self, Glob};
 use crate::model::plan::Plan;
 use crate::store::project;
+use crate::store::registry;
 use crate::store::run::{self, RunDir};
 
 /// The project of the current directory.
@@ -31,6 +33,18 @@ pub fn run(project: &std::path::Path, given: Option<&str>) -> anyhow::Result<Run
         Some(given) => pick(&ids, given)?,
     };
     Ok(RunDir::open(project, &id)?)
+}
+
+/// A run that came from elsewhere is looked at and never worked on.
+pub fn refuse_foreign(folder: &RunDir) -> Result<(), Wrong> {
+    if registry::is_ours(folder) {
+        return Ok(());
+    }
+    let id = folder.path().file_name().map(|name| one_line(&name.to_string_lossy(), 80)).unwrap_or_default();
+    Err(Wrong::with_hint(
+        format!("run {id}: {}", registry::FOREIGN),
+        format!("`cpw status {id}` looks at it, `cpw run` with its plan.json makes a run of your own"),
+    ))
 }
 
 fn pick(ids: &[RunId], given: &str) -> Result<RunId, Wrong> {

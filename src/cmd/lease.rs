@@ -405,7 +405,7 @@ fn turn_into(args: &Args) -> anyhow::Result<Exit> {
         program::turn_into(&args.command, &[(env::LEASE_TOKEN, token.to_string()), (env::LEASES, all.join(","))]);
     desk.give_back(&[token], "its command could not be run")?;
     let shown = args.command.first().map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
-    print::err(format_args!("cpw: {}: {failed}", one_line(&shown, 200)));
+    print::err(format_args!("cpw: '{}' cannot be run: {failed}", one_line(&shown, 200)));
     Ok(if failed.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable })
 }
 

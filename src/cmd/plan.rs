@@ -27,13 +27,14 @@ const MAX_PLAN: u64 = 8 * 1024 * 1024;
 
 /// Show what a prompt, or a plan file, would start, and why or why not; starts nothing
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").args(["file", "prompt"]).required(true))]
 #[command(after_help = "Examples:\n  \
     cpw plan --prompt \"Analyze api.py, db.py and ui.py\"\n  \
     cpw plan examples/files.json\n  \
     cpw plan --prompt - < prompt.txt")]
 pub struct Args {
     /// The prompt, or `-` for stdin
-    #[arg(long, value_name = "TEXT", conflicts_with = "file", required_unless_present = "file")]
+    #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// A plan file
     file: Option<PathBuf>,
@@ -138,7 +139,7 @@ pub fn no_config(project: &Path) -> anyhow::Error {
 
 /// The config has mistakes.
 pub fn mistakes(project: &Path, problems: &[Problem]) -> anyhow::Error {
-    let what = format!("{} has mistakes:\n{}", project.join(CONFIG).display(), json::list(problems));
+    let what = format!("{} has mistakes:\n{}", project.join(CONFIG).display(), json::list(problems).trim_end());
     Wrong::with_hint(what, "`cpw schema config` describes the format").into()
 }
 
@@ -153,7 +154,7 @@ pub fn read(file: &Path, run: RunId) -> anyhow::Result<Plan> {
     let settings = Settings::default().over(&user.settings);
     let defaults = Defaults { settings: &settings, machine: planner::machine() };
     check::plan_from_person(&bytes, run, &defaults).map_err(|problems| {
-        let what = format!("{} is not a plan:\n{}", file.display(), json::list(&problems));
+        let what = format!("{} is not a plan:\n{}", file.display(), json::list(&problems).trim_end());
         Wrong::with_hint(what, "nothing was started; `cpw schema plan` describes the format").into()
     })
 }

@@ -58,7 +58,14 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     let task = &run.state.tasks[index];
     let id = &run.plan.tasks[index].id;
-    let Some(result) = &task.result else { bail!("{id} has no result: it is {}", task.phase.word()) };
+    let Some(result) = &task.result else {
+        let next = match (task.phase.is_final(), task.attempts) {
+            (false, _) => format!("`cpw wait --task {id}` waits for it"),
+            (true, 0) => format!("`cpw status {}` tells why", run.plan.run),
+            (true, _) => format!("`cpw logs {id}` shows what it wrote"),
+        };
+        bail!("{id} has no result: it is {}; {next}", task.phase.word())
+    };
     let path = Path::new(&result.path);
     if args.path {
         print::out(folder.path().join(path).display());

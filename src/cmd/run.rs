@@ -19,6 +19,7 @@ use crate::ui::print;
 
 /// Run a plan and show its progress until it ends
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").args(["plan", "prompt"]).required(true))]
 #[command(after_help = "Examples:\n  \
     cpw run plan.json                      run a plan, progress on the terminal\n  \
     cpw run plan.json -j 2                 at most two tasks at a time\n  \
@@ -29,7 +30,6 @@ use crate::ui::print;
     Exit code: 0 every task is done · 1 the run failed · 3 wrong plan, nothing was started · 130 cancelled by Ctrl-C")]
 pub struct Args {
     /// The plan: a JSON file with tasks
-    #[arg(required_unless_present = "prompt", conflicts_with = "prompt")]
     plan: Option<PathBuf>,
     /// Run what the project's rules make of this prompt, as if it were typed in a session
     #[arg(long, value_name = "TEXT")]
@@ -114,11 +114,11 @@ fn plans_for_prompt(project: &Path, prompt: &str) -> anyhow::Result<Vec<Plan>> {
         Rules::Broken(problems) => return Err(crate::cmd::plan::mistakes(project, &problems)),
         Rules::Unapproved { trust, .. } => {
             let state = match trust {
-                Trust::Denied => "denied",
-                Trust::Changed { .. } => "changed since it was approved",
-                Trust::Approved | Trust::Unknown => "not approved",
+                Trust::Denied => "was denied",
+                Trust::Changed { .. } => "has changed since it was approved",
+                Trust::Approved | Trust::Unknown => "is not approved",
             };
-            let what = format!("the config of {} is {state}; nothing of it starts", project.display());
+            let what = format!("the config of {} {state}; nothing of it starts", project.display());
             return Err(Wrong::with_hint(what, "`cpw allow` shows what could run and asks").into());
         }
     };

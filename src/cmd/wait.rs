@@ -42,6 +42,7 @@ const INSIDE: Span = Span::from_secs(30 * 60);
 
 /// Wait until tasks are done, have come to checkpoints, votes are decided, a run has ended, or the session has made a call
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("aim").args(["tasks", "checkpoints", "verdicts", "conductor", "end"]).required(true).multiple(true))]
 #[command(after_help = "Examples:\n  \
     cpw wait --run                    until the newest run here has ended\n  \
     cpw wait --task build             until its task `build` is done\n  \
@@ -59,7 +60,7 @@ const INSIDE: Span = Span::from_secs(30 * 60);
     3 wrong, or it would wait for ever · 4 not within --timeout · 130 Ctrl-C, which ends only the waiting")]
 pub struct Args {
     /// The task to wait for: its id or a unique beginning of it; several times for several
-    #[arg(long = "task", value_name = "TASK", required_unless_present_any = ["end", "conductor", "checkpoints", "verdicts"],
+    #[arg(long = "task", value_name = "TASK",
         conflicts_with_all = ["end", "conductor"])]
     tasks: Vec<String>,
     /// The checkpoint of a task to wait for; several times for several
@@ -176,7 +177,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     // Inside a task of the run, its own worker is alive; and a worker that a task starts would end with the task.
     let inside = own.is_some();
     if let Some(own) = own.filter(|_| aims.contains(&Aim::End)) {
-        return Err(Wrong::new(format!("task {own} would wait for ever: its run ends after it")).into());
+        let what = format!("task {own} would wait for ever: its run ends after it");
+        return Err(Wrong::with_hint(what, "wait for the tasks that are meant: --task").into());
     }
     let default = std::env::var_os(env::TASK).filter(|task| !task.is_empty()).map(|_| INSIDE);
     let limit = args.timeout.or(default);

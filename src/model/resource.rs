@@ -50,7 +50,7 @@ impl fmt::Display for BadResource {
             BadResource::Name => write!(
                 f,
                 "is no name of a resource: a name has at most {MAX_NAME} letters, digits, '_', '.', ':' and '-' and \
-                 begins with a letter or digit; a file is written with a '/' in it, ./{{name}} or file:{{name}}"
+                 begins with a letter or digit; a file is written with a '/' in it, like ./data.csv"
             ),
             BadResource::TooLong => write!(f, "is longer than {MAX_BYTES} bytes"),
             BadResource::Control => f.write_str("holds a control character"),
