@@ -36,7 +36,7 @@ pub enum Command {
     On(cmd::on::Args),
     /// Show what a prompt would start, and why or why not; starts nothing
     Plan(cmd::plan::Args),
-    /// Print the JSON Schema of the config, a plan or an event
+    /// Print the JSON Schema of the config, a plan, an event or the status
     Schema(cmd::schema::Args),
     /// Run a plan and show its progress until it ends
     Run(cmd::run::Args),

@@ -582,7 +582,7 @@ fn a_damaged_run_is_shown_and_does_not_hide_the_others() {
     std::fs::write(folder.join("events.jsonl"), log.replacen("\"seq\":3", "\"seq\":33", 1)).unwrap();
     std::fs::remove_file(folder.join("state.idx")).unwrap();
     let text = p.run(&["status"]).out;
-    assert!(text.contains(&format!("{broken}  damaged: ")) && text.contains("  ok  1 done"), "{text}");
+    assert!(text.contains(&format!("{broken}  damaged: ")) && text.contains("✓ ok  1 done"), "{text}");
     let doctor = p.run(&["doctor"]);
     assert!(doctor.out.contains(&format!("damaged: {broken}")), "{doctor:?}");
     assert_eq!(p.run(&["status", &broken, "--json"]).code, 0);

@@ -237,7 +237,7 @@ fn everybody_who_waits_wakes_when_it_happens() {
             use std::io::{BufRead, BufReader, Read};
             let mut text = String::new();
             let mut lines = BufReader::new(&mut out);
-            while !text.contains("  ok  2 done") && lines.read_line(&mut text).unwrap() > 0 {}
+            while !text.contains("✓ ok  2 done") && lines.read_line(&mut text).unwrap() > 0 {}
             kill(pid, Signal::SIGINT).unwrap();
             lines.read_to_string(&mut text).unwrap();
             text

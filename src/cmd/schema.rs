@@ -2,6 +2,7 @@
 
 use crate::base::exit::Exit;
 use crate::model::schema;
+use crate::model::status_schema::status_schema;
 use crate::ui::print;
 
 /// Which format.
@@ -13,9 +14,11 @@ enum Format {
     Plan,
     /// a line of events.jsonl
     Event,
+    /// what `cpw status --json` prints
+    Status,
 }
 
-/// Print the JSON Schema of the config, a plan or an event
+/// Print the JSON Schema of the config, a plan, an event or the status
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  cpw schema\n  cpw schema plan > plan.schema.json")]
 pub struct Args {
@@ -30,6 +33,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Format::Config => schema::config_schema(),
         Format::Plan => schema::plan_schema(),
         Format::Event => schema::event_schema(),
+        Format::Status => status_schema(),
     };
     print::out(serde_json::to_string_pretty(&schema)?);
     Ok(Exit::Ok)

@@ -5,9 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::ids::{CheckpointName, TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
-use crate::model::event::{Awaited, Body, Decided, Decision, Done, Ended, Event, Process, ResultFile, Started, Usage};
+use crate::model::event::{
+    self, Awaited, Body, Decided, Decision, Done, Ended, Event, Process, ResultFile, Started, Usage,
+};
 use crate::model::plan::{Need, Plan};
+use crate::model::signal::{BLOCK, INFORM};
 use crate::model::vote::Choice;
+
+/// The most warnings that are kept; then the oldest go.
+const MAX_WARNINGS: usize = 16;
 
 /// So many lost attempts of a task within a minute end it: something about it kills workers.
 pub const MAX_CRASHES: usize = 3;
@@ -89,6 +95,37 @@ pub struct TaskState {
 }
 
 impl TaskState {
+    /// Before its first attempt, with so many needs that are not met.
+    fn new(unmet: usize) -> TaskState {
+        TaskState {
+            phase: if unmet == 0 { Phase::Ready } else { Phase::Waiting },
+            attempts: 0,
+            failures: 0,
+            crashes: Vec::new(),
+            open: None,
+            is_taken: false,
+            unmet: u32::try_from(unmet).unwrap_or(u32::MAX),
+            after: None,
+            retry_at: 0,
+            worker: None,
+            percent: None,
+            eta_s: None,
+            told: None,
+            note: None,
+            line: None,
+            result: None,
+            exit: None,
+            duration_ms: None,
+            started: None,
+            ended: None,
+            checkpoints: BTreeMap::new(),
+            held_ms: 0,
+            usage: Usage::default(),
+            charged_usd: 0.0,
+            refusals: 0,
+        }
+    }
+
     /// Attempts begun that count as the task's own.
     pub fn tries(&self) -> u32 {
         self.attempts.saturating_sub(self.refusals)
@@ -142,6 +179,34 @@ pub struct Held {
     pub calls_ms: u64,
 }
 
+/// What a task has said to people only: a signal with another exit code than those that mean something to the session.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Warning {
+    /// The sequence number of the event.
+    pub seq: u64,
+    /// Who says it.
+    pub task: TaskId,
+    /// In which worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerNo>,
+    /// The exit code.
+    pub exit: i32,
+    /// The task's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// How often it has said so.
+    pub count: u64,
+}
+
+/// A hook of the session that had something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookSeen {
+    /// Which, as the client calls it.
+    pub hook: String,
+    /// When: wall-clock time, for display.
+    pub ts: String,
+}
+
 /// Who waits for a task.
 #[derive(Debug, Clone)]
 struct Dependent {
@@ -190,6 +255,12 @@ pub struct State {
     pub since_ms: u64,
     /// For how long the session was held, in milliseconds.
     pub held: Held,
+    /// What tasks have warned of, oldest first, the last of them; and how many there were in all.
+    pub warnings: Vec<Warning>,
+    /// See `warnings`.
+    pub warned: u64,
+    /// The last hook of its session that has left something in the log.
+    pub hook: Option<HookSeen>,
     /// Wall-clock time of the first and of the last event, for display.
     pub first_ts: String,
     /// See `first_ts`.
@@ -264,33 +335,7 @@ impl State {
                 };
                 queue.insert((priorities[i], i));
             }
-            tasks.push(TaskState {
-                phase: if unmet == 0 { Phase::Ready } else { Phase::Waiting },
-                attempts: 0,
-                failures: 0,
-                crashes: Vec::new(),
-                open: None,
-                is_taken: false,
-                unmet: u32::try_from(unmet).unwrap_or(u32::MAX),
-                after: None,
-                retry_at: 0,
-                worker: None,
-                percent: None,
-                eta_s: None,
-                told: None,
-                note: None,
-                line: None,
-                result: None,
-                exit: None,
-                duration_ms: None,
-                started: None,
-                ended: None,
-                checkpoints: BTreeMap::new(),
-                held_ms: 0,
-                usage: Usage::default(),
-                charged_usd: 0.0,
-                refusals: 0,
-            });
+            tasks.push(TaskState::new(unmet));
         }
         State {
             view: View::new(plan),
@@ -307,6 +352,9 @@ impl State {
             vote_waits: BTreeMap::new(),
             since_ms: 0,
             held: Held::default(),
+            warnings: Vec::new(),
+            warned: 0,
+            hook: None,
             first_ts: String::new(),
             last_ts: String::new(),
             trace: String::new(),
@@ -377,6 +425,7 @@ impl State {
         let decides = matches!(&event.body, Body::Verdict(p) if is_first(p));
         self.view.apply(event);
         self.last_ts.clone_from(&event.ts);
+        self.see_hook(event);
         if let Body::RunStarted(p) = &event.body {
             self.first_ts.clone_from(&event.ts);
             self.since_ms = p.mono_ms;
@@ -442,6 +491,7 @@ impl State {
                 }
             }
             Body::Awaited(p) => self.awaited(i, event, p),
+            Body::Signal(p) if !matches!(p.exit, INFORM | BLOCK) => self.warn(i, event, p),
             Body::RunStarted(_)
             | Body::WorkerStarted(_)
             | Body::WorkerExited(_)
@@ -464,6 +514,38 @@ impl State {
             | Body::Expired(_)
             | Body::Unknown => {}
         }
+    }
+
+    /// A hook writes nothing where it has nothing to do, so that this is the last that had.
+    fn see_hook(&mut self, event: &Event) {
+        let hook = match &event.body {
+            Body::RunStarted(p) if p.session.is_some() && p.prompt_id.is_some() => "UserPromptSubmit",
+            Body::Delivered(p) => p.hook.as_str(),
+            Body::Decision(p) => p.hook.as_str(),
+            Body::Observed(p) => p.hook.as_str(),
+            _ => return,
+        };
+        self.hook = Some(HookSeen { hook: hook.to_owned(), ts: event.ts.clone() });
+    }
+
+    /// What says the same as the last warning of that task only counts.
+    fn warn(&mut self, i: usize, event: &Event, p: &event::Signal) {
+        if self.open_attempt(i, event).is_none() {
+            return;
+        }
+        let count = p.more.saturating_add(1);
+        self.warned = self.warned.saturating_add(count);
+        let Some(task) = event.task.clone() else { return };
+        let says = |w: &&mut Warning| w.task == task && w.exit == p.exit && w.message == p.message;
+        if let Some(same) = self.warnings.iter_mut().find(says) {
+            (same.seq, same.count) = (event.seq, same.count.saturating_add(count));
+            return;
+        }
+        if self.warnings.len() == MAX_WARNINGS {
+            self.warnings.remove(0);
+        }
+        let (worker, message) = (event.worker, p.message.clone());
+        self.warnings.push(Warning { seq: event.seq, task, worker, exit: p.exit, message, count });
     }
 
     /// Who waits does so until it says otherwise, or its attempt has ended.
@@ -742,6 +824,44 @@ mod tests {
     use super::*;
     use crate::logic::simulation::{plan, task};
     use crate::model::event::Draft;
+
+    #[test]
+    fn what_tasks_warn_of_is_kept_counted_and_bounded() {
+        let plan = plan(vec![task("a")]);
+        let id = &plan.tasks[0].id;
+        let mut state = State::new(&plan);
+        let tell = |state: &mut State, draft: Draft| {
+            let seq = state.view.seq + 1;
+            state.apply(&Event::new(draft, seq, "2026-01-02T03:04:05.000000Z".into()));
+        };
+        let warning = |exit, text: String| {
+            let hook = crate::model::signal::Addressee::Stop;
+            Body::Signal(event::Signal {
+                id: 0,
+                hook,
+                exit,
+                message: Some(text),
+                data: None,
+                matcher: None,
+                own: false,
+                sticky: false,
+                expires: None,
+                more: 1,
+            })
+        };
+        let say = |state: &mut State, body| tell(state, Draft::attempt(Some(WorkerNo(1)), id, 1, body));
+        say(&mut state, warning(7, "too early".into()));
+        say(&mut state, Body::Started(Started::default()));
+        say(&mut state, warning(INFORM, "no warning".into()));
+        say(&mut state, warning(7, "slow disk".into()));
+        say(&mut state, warning(7, "slow disk".into()));
+        assert_eq!((state.warnings.len(), state.warnings[0].count, state.warned), (1, 4, 4), "{:?}", state.warnings);
+        for n in 0..MAX_WARNINGS {
+            say(&mut state, warning(7, format!("number {n}")));
+        }
+        assert_eq!((state.warnings.len(), state.warned), (MAX_WARNINGS, 4 + 2 * MAX_WARNINGS as u64));
+        assert_eq!(state.warnings[0].message.as_deref(), Some("number 0"), "the oldest goes first");
+    }
 
     #[test]
     fn the_largest_numbers_that_a_line_can_hold_are_no_fault() {

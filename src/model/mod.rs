@@ -19,6 +19,7 @@ pub mod schema;
 pub mod settings;
 pub mod signal;
 pub mod starter;
+pub mod status_schema;
 pub mod template;
 pub mod vote;
 pub mod words;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::model::event::Body;
 use crate::model::signal::Right;
 
-const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+pub(super) const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
 /// The schema of `.claude/cpw.json`.
 pub fn config_schema() -> Value {
@@ -587,7 +587,7 @@ mod tests {
                 _ => {}
             }
         }
-        for schema in [config_schema(), plan_schema(), event_schema()] {
+        for schema in [config_schema(), plan_schema(), event_schema(), crate::model::status_schema::status_schema()] {
             walk(&schema, &schema);
         }
     }

@@ -2,6 +2,7 @@
 //! that cannot write here stays silent all the same.
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,12 @@ pub const NAME: &str = "hooks.jsonl";
 
 /// The file is started anew when it has grown to this, the old one kept beside it.
 const MAX_BYTES: u64 = 1024 * 1024;
+
+/// The longest line, in bytes: its parts are bounded in characters.
+const MAX_LINE: u64 = 16 * 1024;
+
+/// What a line has that tells of an error.
+const ERROR: &[u8] = br#""error""#;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +66,17 @@ pub fn errors(state_home: &Path, most: usize) -> Vec<Line> {
     let Ok(bytes) = Dir::open(state_home).and_then(|d| d.read_bounded(NAME, 4 * 1024 * 1024)) else {
         return Vec::new();
     };
-    let lines = bytes.split(|b| *b == b'\n').rev();
+    // With `CPW_LOG=debug` most lines are none.
+    let lines = bytes.split(|b| *b == b'\n').rev().filter(|l| l.windows(ERROR.len()).any(|w| w == ERROR));
     lines.filter_map(|l| serde_json::from_slice::<Line>(l).ok()).filter(|l| l.error.is_some()).take(most).collect()
+}
+
+/// The last line, whatever it says.
+pub fn last(state_home: &Path) -> Option<Line> {
+    let file = Dir::open(state_home).and_then(|d| d.open_read(NAME)).ok()?;
+    let length = file.metadata().ok()?.len();
+    let mut end = vec![0; usize::try_from(length.min(MAX_LINE)).ok()?];
+    let begin = length - end.len() as u64;
+    file.read_exact_at(&mut end, begin).ok()?;
+    end.split(|b| *b == b'\n').rev().find_map(|l| serde_json::from_slice(l).ok())
 }

@@ -25,6 +25,9 @@ const PLACES: &str = "places";
 /// The largest record that is read, in bytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
+/// The most records that are read to find projects; older runs have been cleaned long ago.
+const MAX_RECORDS: usize = 4096;
+
 /// Which file a log is: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogId(pub u64, pub u64);
@@ -123,6 +126,18 @@ pub fn forget(state: &State, run: &RunId) -> io::Result<()> {
 fn read(state: &State, run: &std::ffi::OsStr) -> io::Result<Record> {
     let records = Dir::open(state.path())?.sub(FOLDER)?;
     Ok(serde_json::from_slice(&records.read_bounded(run, MAX_BYTES)?)?)
+}
+
+/// The projects of all recorded runs, that of the newest run first; a project stands there once for each of its runs.
+pub fn projects(state: &State) -> Vec<PathBuf> {
+    let Ok(records) = Dir::open(state.path()).and_then(|home| home.sub(FOLDER)) else { return Vec::new() };
+    let mut runs = records.names().unwrap_or_default();
+    runs.sort_unstable_by(|a, b| b.cmp(a));
+    let project = |run: &std::ffi::OsString| {
+        let record: Record = serde_json::from_slice(&records.read_bounded(run, MAX_BYTES).ok()?).ok()?;
+        record.project
+    };
+    runs.iter().take(MAX_RECORDS).filter_map(project).collect()
 }
 
 /// The project of the run whose folder is at `path`, where that is not below its project's `.claude/runs`.

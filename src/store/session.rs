@@ -255,6 +255,13 @@ pub fn load(state_home: &Path, id: &SessionId) -> io::Result<Option<Session>> {
     load_with(state_home, id, Session::fold)
 }
 
+/// When the record of a session has changed last, in milliseconds since 1970: a prompt was looked at, or a run began or ended
+/// for it.
+pub fn changed_ms(state_home: &Path, id: &SessionId) -> Option<i64> {
+    let changed = std::fs::symlink_metadata(state_home.join(SESSIONS).join(id.as_str())).ok()?.modified().ok()?;
+    i64::try_from(changed.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok()
+}
+
 /// As [`load`], without what hooks of tools do not ask for: prompts, what the user was told, and runs that are closed.
 pub fn load_open(state_home: &Path, id: &SessionId) -> io::Result<Option<Session>> {
     load_with(state_home, id, Session::fold_open)

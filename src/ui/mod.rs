@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod board;
+pub mod fit;
 pub mod lines;
 pub mod live;
 pub mod overview;

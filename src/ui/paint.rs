@@ -1,9 +1,42 @@
 //! Colours, where a person looks: on a terminal that is not `dumb`, unless `NO_COLOR` says otherwise (<https://no-color.org>).
+//! `CLICOLOR_FORCE` asks for them elsewhere too, as in a pipe to a pager.
 
 use std::fmt::Display;
 use std::io::IsTerminal;
 
 use crate::logic::view::Phase;
+
+/// What a text says by its colour, beside what it says by its words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// Nothing.
+    Plain,
+    /// It went well.
+    Good,
+    /// It went wrong.
+    Bad,
+    /// It may need a look.
+    Warn,
+    /// It goes on now.
+    Busy,
+    /// It matters less.
+    Dim,
+    /// It is a heading.
+    Bold,
+}
+
+impl Tone {
+    /// Of a task's state.
+    pub fn of(phase: Phase) -> Tone {
+        match phase {
+            Phase::Done => Tone::Good,
+            Phase::Failed | Phase::TimedOut | Phase::Lost => Tone::Bad,
+            Phase::Running => Tone::Busy,
+            Phase::Retrying | Phase::Cancelled => Tone::Warn,
+            Phase::Waiting | Phase::Ready | Phase::Skipped => Tone::Dim,
+        }
+    }
+}
 
 /// Whether and how text is coloured. Pad first, paint then: escapes have no width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +47,21 @@ pub struct Paint {
 impl Paint {
     /// For stdout as it is.
     pub fn for_stdout() -> Paint {
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        let forced = || std::env::var_os("CLICOLOR_FORCE").is_some_and(|v| !v.is_empty() && v != "0");
+        Paint { on: !is_set("NO_COLOR") && (can_move(&std::io::stdout()) || forced()) }
+    }
+
+    /// For what somebody else will show on the terminal that the environment tells of.
+    pub fn for_terminal() -> Paint {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-        Paint { on: can_move(&std::io::stdout()) && !no_color }
+        Paint { on: !no_color && std::env::var_os("TERM").is_none_or(|t| t != "dumb") }
+    }
+
+    /// Always.
+    #[cfg(test)]
+    pub fn colourful() -> Paint {
+        Paint { on: true }
     }
 
     /// Never.
@@ -71,12 +117,19 @@ impl Paint {
 
     /// A task's state in its colour.
     pub fn phase(self, phase: Phase, text: impl Display) -> String {
-        match phase {
-            Phase::Done => self.good(text),
-            Phase::Failed | Phase::TimedOut | Phase::Lost => self.bad(text),
-            Phase::Running => self.busy(text),
-            Phase::Retrying | Phase::Cancelled => self.warn(text),
-            Phase::Waiting | Phase::Ready | Phase::Skipped => self.dim(text),
+        self.tone(Tone::of(phase), text)
+    }
+
+    /// In the colour of a tone.
+    pub fn tone(self, tone: Tone, text: impl Display) -> String {
+        match tone {
+            Tone::Plain => text.to_string(),
+            Tone::Good => self.good(text),
+            Tone::Bad => self.bad(text),
+            Tone::Warn => self.warn(text),
+            Tone::Busy => self.busy(text),
+            Tone::Dim => self.dim(text),
+            Tone::Bold => self.bold(text),
         }
     }
 }

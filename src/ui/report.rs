@@ -50,6 +50,10 @@ pub fn run(entry: &Entry<'_>) -> Value {
     if state.held != Held::default() {
         put("held", json!(state.held));
     }
+    put("last_hook", state.hook.as_ref().map_or(Value::Null, |h| json!({ "hook": h.hook, "ts": h.ts })));
+    if state.warned > 0 {
+        put("warnings", json!({ "count": state.warned, "last": state.warnings }));
+    }
     put("max_workers", json!(state.max_workers));
     put("cost_usd", json!(state.spent_usd));
     put("quota_left_ms", json!(picture.quota_ms()));
@@ -131,6 +135,8 @@ fn task(picture: &Picture<'_>, i: usize) -> Value {
     put("slow", picture.slow(i).map_or(Value::Null, |_| true.into()));
     put("note", json!(task.note));
     put("line", json!(task.line));
+    put("written", json!(picture.facts.written.get(&i)));
+    put("waits_for", json!(picture.facts.blocked.get(&i)));
     put("exit", json!(task.exit));
     put("duration_ms", json!(picture.duration_ms(i)));
     if task.held_ms > 0 {

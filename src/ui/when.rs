@@ -29,6 +29,16 @@ pub fn ms(ms: u64) -> String {
     if ms < 1000 { format!("{ms} ms") } else { span::human(Duration::from_millis(ms)) }
 }
 
+/// The same where there is little room, rounded down: `96 s`, `42 min`, `30 h`.
+pub fn short(ms: u64) -> String {
+    match ms / 1000 {
+        s @ 0..100 => format!("{s} s"),
+        s @ 100..6000 => format!("{} min", s / 60),
+        s @ 6000..360_000 => format!("{} h", s / 3600),
+        s => format!("{} days", s / 86_400),
+    }
+}
+
 /// How long before `now_ms` (since 1970) something was, for people.
 pub fn ago(then_ms: i64, now_ms: u64) -> String {
     let passed = u64::try_from(i64::try_from(now_ms).unwrap_or(i64::MAX) - then_ms).unwrap_or(0);
@@ -56,6 +66,12 @@ pub fn time_of_day(unix_ms: i64) -> String {
 pub fn since(ms: u64) -> String {
     let s = ms / 1000;
     format!("+{}:{:02}:{:02}.{:03}", s / 3600, s / 60 % 60, s % 60, ms % 1000)
+}
+
+/// A point in time in milliseconds since 1970, as events have it.
+pub fn stamp(unix_ms: i64) -> String {
+    let then = DateTime::from_timestamp_millis(unix_ms).unwrap_or_default();
+    then.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
 /// The time of day of an event, `10:11:12.345`, in UTC as the log has it.
