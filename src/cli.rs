@@ -46,6 +46,8 @@ pub enum Command {
     Resume(cmd::again::ResumeArgs),
     /// Show the runs of this project, or one run in detail
     Status(cmd::status::Args),
+    /// One line about what runs, for Claude Code's status line
+    Statusline(cmd::statusline::Args),
     /// Look at the runs of this project, live, on the whole screen
     Top(cmd::top::Args),
     /// Show what tasks wrote to stdout and stderr
@@ -107,7 +109,7 @@ fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<C
     }
 }
 
-/// The commands that a task may call again and again: to read one of them, only its own part of the command line is made,
+/// The commands that are called again and again, by tasks and by people: to read one of them, only its own part of the command line is made,
 /// which is most of what such a call costs. `None`: another command, a call for help, or a mistake, all for the whole to say.
 fn inside() -> Option<Command> {
     fn part<A: clap::Args>() -> Option<A> {
@@ -115,6 +117,8 @@ fn inside() -> Option<Command> {
         A::from_arg_matches(&matches.ok()?).ok()
     }
     match std::env::args_os().nth(1)?.to_str()? {
+        // Nobody waits gladly for a look.
+        "status" => part().map(Command::Status),
         "progress" => part().map(Command::Progress),
         "summary" => part().map(Command::Summary),
         "checkpoint" => part().map(Command::Checkpoint),
@@ -126,6 +130,9 @@ fn inside() -> Option<Command> {
 
 /// Parses the command line, runs the command, and turns what it returns into an exit code.
 pub fn main() -> ExitCode {
+    if let Some(args) = cmd::statusline::Args::early() {
+        return cmd::statusline::run(&args).into();
+    }
     let command = inside().map_or_else(|| read(std::env::args_os()), Ok);
     let command = match command {
         Ok(command) => command,
@@ -155,6 +162,7 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => cmd::again::retry(args),
         Command::Resume(args) => cmd::again::resume(args),
         Command::Status(args) => cmd::status::run(args),
+        Command::Statusline(args) => Ok(cmd::statusline::run(args)),
         Command::Top(args) => cmd::top::run(args),
         Command::Logs(args) => cmd::logs::run(args),
         Command::Events(args) => cmd::events::run(args),

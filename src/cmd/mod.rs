@@ -32,6 +32,7 @@ pub mod run;
 pub mod schema;
 pub mod signal;
 pub mod status;
+pub mod statusline;
 pub mod top;
 pub mod vote;
 pub mod wait;

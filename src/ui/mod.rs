@@ -11,6 +11,7 @@ pub mod paint;
 pub mod prefix;
 pub mod print;
 pub mod report;
+pub mod statusline;
 pub mod story;
 pub mod table;
 pub mod top;
