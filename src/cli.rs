@@ -54,6 +54,8 @@ pub enum Command {
     Logs(cmd::logs::Args),
     /// Show the events of a run
     Events(cmd::events::Args),
+    /// Tell a run again, event by event, or show how it stood at one
+    Replay(cmd::replay::Args),
     /// Wait for tasks, checkpoints, votes, the end of a run, or a call of the session
     Wait(cmd::wait::Args),
     /// Print the result of a task
@@ -166,6 +168,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => cmd::top::run(args),
         Command::Logs(args) => cmd::logs::run(args),
         Command::Events(args) => cmd::events::run(args),
+        Command::Replay(args) => cmd::replay::run(args),
         Command::Wait(args) => cmd::wait::run(args),
         Command::Result(args) => cmd::result::run(args),
         Command::Adopt(args) => cmd::adopt::run(args),

@@ -27,6 +27,7 @@ pub mod off;
 pub mod on;
 pub mod plan;
 pub mod progress;
+pub mod replay;
 pub mod result;
 pub mod run;
 pub mod schema;

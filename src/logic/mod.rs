@@ -8,6 +8,7 @@ pub mod conductor;
 pub mod glance;
 pub mod leases;
 pub mod pace;
+pub mod retell;
 pub mod sched;
 pub mod session;
 pub mod signals;

@@ -27,8 +27,8 @@ use crate::sys::medium::{Hold, LogFile, Medium};
 /// The log's name in a run's folder.
 pub const NAME: &str = "events.jsonl";
 
-/// Who is shown each event that is read.
-type Each<'e> = &'e mut dyn FnMut(&Event);
+/// Who is shown each event that is read, with its line.
+type Each<'e> = &'e mut dyn FnMut(&Event, &[u8]);
 
 /// Bytes read at once where no line ends in as many as a line may have.
 const CHUNK: usize = 256 * 1024;
@@ -123,6 +123,11 @@ impl Tape {
     /// Those that came since the last call. On an error, what came before the damage was shown to `each`.
     pub fn read(&mut self, each: impl FnMut(&Event)) -> Result<(), LogError> {
         self.log.read_with(&mut self.count, each)
+    }
+
+    /// As [`Tape::read`], with the line of each event as it stands in the log, without its line feed.
+    pub fn lines(&mut self, mut each: impl FnMut(&Event, &[u8])) -> Result<(), LogError> {
+        self.log.read_new(&mut self.count, u64::MAX, Some(&mut each))
     }
 }
 
@@ -361,7 +366,7 @@ impl<M: Medium> Log<M> {
 
     /// As [`Log::read`], and shows each event to `each`.
     pub fn read_with<F: Fold>(&mut self, fold: &mut F, mut each: impl FnMut(&Event)) -> Result<(), LogError> {
-        self.read_new(fold, u64::MAX, Some(&mut each))
+        self.read_new(fold, u64::MAX, Some(&mut |event, _| each(event)))
     }
 
     fn read_new<F: Fold>(&mut self, fold: &mut F, until: u64, mut each: Option<Each<'_>>) -> Result<(), LogError> {
@@ -445,7 +450,7 @@ impl<M: Medium> Log<M> {
                 }
                 fold.apply(&event);
                 if let Some(each) = each {
-                    each(&event);
+                    each(&event, text);
                 }
                 self.offset += length;
             }

@@ -12,6 +12,7 @@ pub mod index;
 pub mod leases;
 pub mod log;
 pub mod output;
+pub mod past;
 pub mod project;
 pub mod registry;
 pub mod run;

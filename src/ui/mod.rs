@@ -4,6 +4,7 @@
 pub mod ask;
 pub mod board;
 pub mod fit;
+pub mod ledger;
 pub mod lines;
 pub mod live;
 pub mod overview;
