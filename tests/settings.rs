@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
-use cpw::model::settings::{Form, install, uninstall, wired};
+use cpw::model::settings::{Form, StatusLine, install, status_line, uninstall, unwire_line, wire_line, wired};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -92,6 +92,144 @@ fn real_shapes_are_wired_once_and_restored_to_the_byte() {
     for (name, before) in corpus() {
         for form in forms() {
             check_round_trip(&name, &before, &form);
+        }
+    }
+}
+
+/// Wired in any order with the hooks, the status line goes with them or alone, and leaves what was there to the byte.
+fn check_line(name: &str, before: &[u8], form: &Form) {
+    let Ok(after) = wire_line(Some(before), form) else {
+        // What is refused is left alone by everything else, too.
+        assert_eq!(show(&unwire_line(before).unwrap().unwrap()), show(before), "{name}");
+        return;
+    };
+    if status_line(before).unwrap() == Some(StatusLine::ByHand) {
+        assert_eq!(after, before, "{name}");
+        return;
+    }
+    assert_eq!(status_line(&after).unwrap(), Some(StatusLine::Ours), "{name}");
+    assert_eq!(show(&wire_line(Some(&after), form).unwrap()), show(&after), "{name}: twice is not once");
+    for other in forms() {
+        let moved = wire_line(Some(&after), &other).unwrap();
+        assert_eq!(show(&moved), show(&wire_line(Some(before), &other).unwrap()), "{name}: moved");
+    }
+    assert_eq!(show(&unwire_line(&after).unwrap().unwrap()), show(before), "{name}: not restored");
+    let hooks_first = wire_line(Some(&install(Some(before), form).unwrap()), form).unwrap();
+    let line_first = install(Some(&after), form).unwrap();
+    for both in [hooks_first, line_first] {
+        assert_eq!(wired(&both).unwrap().len(), CALLS, "{name}");
+        assert_eq!(show(&uninstall(&both).unwrap().unwrap()), show(before), "{name}: not restored from both");
+        let hooks = unwire_line(&both).unwrap().unwrap();
+        assert_eq!(show(&hooks), show(&install(Some(before), form).unwrap()), "{name}: the line alone");
+    }
+    let (Some(after), Some(before)) = (parse(&after), parse(before)) else { return };
+    let mut others = after.clone();
+    let old = before.get("statusLine");
+    match old {
+        None => drop(others.as_object_mut().unwrap().remove("statusLine")),
+        Some(line) => others["statusLine"]["command"] = line["command"].clone(),
+    }
+    assert_eq!(others, before, "{name}: something else has changed");
+    let line = after["statusLine"]["command"].as_str().unwrap();
+    assert!(line.ends_with(old.map_or("; exit 0", |old| old["command"].as_str().unwrap())), "{name}: {line}");
+}
+
+#[test]
+fn a_status_line_is_put_in_and_comes_out_to_the_byte() {
+    for (name, before) in corpus() {
+        for form in forms() {
+            check_line(&name, &before, &form);
+        }
+    }
+    for form in forms() {
+        let made = wire_line(None, &form).unwrap();
+        assert_eq!(unwire_line(&made).unwrap(), None);
+        let both = install(Some(&made), &form).unwrap();
+        assert_eq!(uninstall(&both).unwrap(), None, "{}", show(&both));
+    }
+}
+
+#[test]
+fn a_status_line_that_cpw_cannot_wrap_is_refused_with_its_place() {
+    for (text, column, word) in [
+        (r#"{"statusLine": "mine"}"#, 16, "object"),
+        (r#"{"statusLine": null}"#, 16, "object"),
+        (r#"{"statusLine": {"type": "static", "text": "x"}}"#, 25, "not \"command\""),
+        (r#"{"statusLine": {"command": "x"}}"#, 16, "no \"type\""),
+        (r#"{"statusLine": {"type": "command"}}"#, 16, "no \"command\""),
+        (r#"{"statusLine": {"type": "command", "command": 3}}"#, 47, "not a text"),
+        (r#"{"statusLine": {"type": "command", "command": "\uD800"}}"#, 47, "not a text"),
+        (r#"{"statusLine": {"type": "command", "type": "command"}}"#, 36, "twice"),
+    ] {
+        let refused = wire_line(Some(text.as_bytes()), &Form::Shared).unwrap_err();
+        assert_eq!((refused.line, refused.column), (1, column), "{text}: {refused}");
+        assert!(refused.what.contains(word), "{text}: {refused}");
+        // The hooks do not mind.
+        let after = install(Some(text.as_bytes()), &Form::Shared).unwrap();
+        assert_eq!(show(&uninstall(&after).unwrap().unwrap()), text);
+    }
+}
+
+/// What others do to a wrapped line in between.
+#[test]
+fn edits_of_others_to_the_status_line_survive() {
+    let before =
+        "{\n  \"statusLine\": {\n    \"type\": \"command\",\n    \"command\": \"date \\u00e4 '+%H'\"\n  }\n}\n";
+    let after = show(&wire_line(Some(before.as_bytes()), &Form::Shared).unwrap());
+    // Another key, in front and behind.
+    let edited = after.replace("\"type\": \"command\",", "\"padding\": 2,\n    \"type\": \"command\",");
+    let back = show(&uninstall(edited.as_bytes()).unwrap().unwrap());
+    assert_eq!(back, before.replace("\"type\"", "\"padding\": 2,\n    \"type\""));
+    // Formatted anew: the bytes are another tool's, the value is the one of before.
+    let pretty = serde_json::to_string(&parse(after.as_bytes()).unwrap()).unwrap();
+    let back = uninstall(pretty.as_bytes()).unwrap().unwrap();
+    assert_eq!(parse(&back), parse(before.as_bytes()));
+    // Somebody else's line in its place is theirs.
+    let theirs = before.replace("date ", "beep ");
+    assert_eq!(show(&uninstall(theirs.as_bytes()).unwrap().unwrap()), theirs);
+    // Ours, and something behind it that somebody has added: what was wrapped comes back.
+    let longer = after.replace("'+%H'\"\n", "'+%H' && beep\"\n");
+    assert_ne!(longer, after);
+    let back = parse(&uninstall(longer.as_bytes()).unwrap().unwrap()).unwrap();
+    assert_eq!(back["statusLine"]["command"], "date ä '+%H'");
+}
+
+/// The lines as the client runs them: with cpw, and where it is missing.
+#[test]
+fn a_wired_status_line_runs_with_cpw_and_without() {
+    use std::os::unix::fs::PermissionsExt;
+    let tmp = tempfile::tempdir().unwrap();
+    let [bin, empty] = ["my 'own' bin", "empty"].map(|name| tmp.path().join(name));
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::create_dir(&empty).unwrap();
+    let stub = bin.join("cpw");
+    std::fs::write(&stub, "#!/bin/sh\nfor word; do printf '[%s]\\n' \"$word\"; done\n").unwrap();
+    std::fs::set_permissions(&stub, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let gone = Form::Exec(empty.join("cpw").to_str().unwrap().into());
+    let here = Form::Exec(stub.to_str().unwrap().into());
+    let shells = ["/bin/sh", "/bin/dash", "/bin/bash", "/bin/busybox"];
+    for shell in shells.into_iter().filter(|shell| std::path::Path::new(shell).exists()) {
+        for own in [None, Some("echo \"it's\" 'a \"line\"' # mine"), Some("printf 'one\\n'; echo 'two'")] {
+            let file = own.map(|own| json!({"statusLine": {"type": "command", "command": own}}).to_string());
+            let run = |form: &Form, path: &std::path::Path| {
+                let wired = parse(&wire_line(file.as_deref().map(str::as_bytes), form).unwrap()).unwrap();
+                let mut command = std::process::Command::new(shell);
+                command.args(shell.ends_with("busybox").then_some("sh"));
+                command.args(["-c", wired["statusLine"]["command"].as_str().unwrap()]);
+                let out = command.env_clear().env("PATH", path).output().unwrap();
+                assert!(out.status.success() && out.stderr.is_empty(), "{shell}: {out:?}");
+                show(&out.stdout)
+            };
+            let called = own.map_or("[statusline]\n".to_owned(), |own| format!("[statusline]\n[--wrap]\n[{own}]\n"));
+            assert_eq!(run(&Form::Shared, &bin), called, "{shell}");
+            assert_eq!(run(&here, &empty), called, "{shell}");
+            let alone = match own {
+                None => "",
+                Some(own) if own.starts_with("echo") => "it's a \"line\"\n",
+                Some(_) => "one\ntwo\n",
+            };
+            assert_eq!(run(&Form::Shared, &empty), alone, "{shell}");
+            assert_eq!(run(&gone, &empty), alone, "{shell}");
         }
     }
 }

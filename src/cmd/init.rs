@@ -4,30 +4,44 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use crate::base::exit::{Exit, Wrong};
-use crate::base::text::one_line;
+use crate::base::text::{for_terminal, one_line};
 use crate::model::schema;
-use crate::model::settings::{self, Form};
+use crate::model::settings::{self, Form, Refused, StatusLine};
 use crate::model::starter::STARTER;
 use crate::store::file::{self, Rights};
 use crate::store::home::State;
 use crate::store::project;
+use crate::sys::dir::Dir;
+use crate::sys::lock;
+use crate::sys::signals;
 use crate::ui::print;
 
 /// The largest settings file that is edited, in bytes.
 const MAX_SETTINGS: u64 = 16 << 20;
 
+/// Held in the state directory by whoever changes a settings file that is there.
+const LOCK: &str = "settings.lock";
+
+/// How long another cpw may hold it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much of a line with a mistake is shown, in characters.
+const EXCERPT: usize = 72;
+
 /// A prompt that matches a rule of [`starter`].
 const STARTER_PROMPT: &str = "Analyze a.py, b.py and c.py (name files that exist)";
 
 const EXAMPLES: &str = "Examples:
-  cpw init                for everybody who works on this project
-  cpw init --local        only here, not committed; a little faster
-  cpw init --user         for all your projects
-  cpw init --uninstall    take out what the first one added";
+  cpw init                      for everybody who works on this project
+  cpw init --local              only here, not committed; a little faster
+  cpw init --user               for all your projects
+  cpw init --user --statusline  what runs, in your status line; one that you have stays in it
+  cpw init --uninstall          take out what the first one added";
 
 /// Wire cpw into Claude Code's settings, or take it out again
 ///
@@ -44,7 +58,10 @@ pub struct Args {
     /// Wire your own settings.json, for all projects, by cpw's absolute path
     #[arg(long)]
     pub user: bool,
-    /// Take cpw's hooks out of that file; everything else stays
+    /// Put what runs into the status line of that file, instead of the hooks; a command that is there is wrapped and stays
+    #[arg(long)]
+    pub statusline: bool,
+    /// Take cpw's hooks and its status line out of that file (with --statusline only that); everything else stays
     #[arg(long)]
     pub uninstall: bool,
     /// Print what the settings file would be, and write nothing
@@ -54,6 +71,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    // A full disk or a limit is an error to tell, not the end with half a file beside the settings.
+    signals::ignore_write_signals()?;
     let done = carry_out(args, &Surroundings::of_process()?)?;
     print::raw(done.as_bytes());
     Ok(Exit::Ok)
@@ -133,48 +152,142 @@ fn carry_out(args: &Args, around: &Surroundings) -> anyhow::Result<String> {
         return Err(Wrong::with_hint(format!("{} is your home directory, not a project", show(&root)), hint).into());
     }
     let found = look(&file)?;
-    let wanted = if args.uninstall {
-        found.bytes.as_deref().map_or(Ok(None), settings::uninstall)
-    } else {
-        let form = if args.local || args.user { Form::Exec(around.program()?) } else { Form::Shared };
-        settings::install(found.bytes.as_deref(), &form).map(Some)
-    };
-    let wanted = wanted.map_err(|refused| {
-        let hint = "nothing was changed; mend the file, then run cpw init again";
-        Wrong::with_hint(format!("{}, {refused}", show(&file)), hint)
+    let wanted = wanted(args, found.bytes.as_deref(), around).map_err(|e| match e.downcast::<Refused>() {
+        Ok(refused) => refusal(&file, found.bytes.as_deref().unwrap_or_default(), &refused),
+        Err(e) => e,
     })?;
+    if args.statusline && !args.uninstall {
+        refuse_to_hide(&file, &found, &root, around)?;
+    }
     if args.print {
         return Ok(wanted.map_or_else(String::new, |bytes| String::from_utf8_lossy(&bytes).into_owned()));
     }
     let mut told = String::new();
-    if args.uninstall {
-        put(&found, wanted.as_deref(), around)?.tell(
-            &mut told,
-            &file,
-            "cpw's hooks are out of",
-            "no hook of cpw is in",
-        )?;
-        let config = root.join(project::CONFIG);
-        if !args.user && config.exists() {
-            writeln!(told, "{} stays: your rules. Without hooks they start nothing.", show(&config))?;
-        }
-    } else {
-        let starter = if args.user { None } else { write_starter(&root)? };
-        let made = match put(&found, wanted.as_deref(), around) {
-            Ok(made) => made,
-            Err(e) => {
-                // All or nothing: what was made for an installation that failed goes again.
-                if let Some(starter) = starter {
-                    starter.undo();
+    match (args.statusline, args.uninstall) {
+        (true, uninstall) => {
+            let wrapped = has_line(found.bytes.as_deref()) == Some(StatusLine::Other);
+            let put = put(&found, wanted.as_deref(), around)?;
+            if uninstall {
+                put.tell(&mut told, &file, "cpw's status line is out of", "no status line of cpw is in")?;
+            } else {
+                put.tell(&mut told, &file, "cpw's status line is in", "cpw's status line is already in")?;
+                if wrapped {
+                    writeln!(told, "The command that was there stays, and runs as before; cpw adds to what it says.")?;
                 }
-                return Err(e);
+                writeln!(told, "Next: nothing. While a run goes on, the status line of the session says so.")?;
             }
-        };
-        made.tell(&mut told, &file, "cpw's hooks are in", "cpw's hooks are already in")?;
-        next_steps(&mut told, args, &root, starter.is_some())?;
+            return Ok(told);
+        }
+        (false, true) => {
+            let put = put(&found, wanted.as_deref(), around)?;
+            put.tell(&mut told, &file, "cpw's hooks are out of", "no hook of cpw is in")?;
+            let config = root.join(project::CONFIG);
+            if !args.user && config.exists() {
+                writeln!(told, "{} stays: your rules. Without hooks they start nothing.", show(&config))?;
+            }
+        }
+        (false, false) => {
+            let starter = if args.user { None } else { write_starter(&root)? };
+            let made = match put(&found, wanted.as_deref(), around) {
+                Ok(made) => made,
+                Err(e) => {
+                    // All or nothing: what was made for an installation that failed goes again.
+                    if let Some(starter) = starter {
+                        starter.undo();
+                    }
+                    return Err(e);
+                }
+            };
+            made.tell(&mut told, &file, "cpw's hooks are in", "cpw's hooks are already in")?;
+            next_steps(&mut told, args, &root, starter.is_some())?;
+            let lines = layers(&root, around).into_iter().filter_map(|layer| has_line(read(&layer.path).as_deref()));
+            if !lines.into_iter().any(|line| line != StatusLine::Other) {
+                writeln!(told, "To see in the status line what runs: cpw init --user --statusline")?;
+            }
+        }
     }
     elsewhere(&mut told, &file, &root, around)?;
     Ok(told)
+}
+
+/// What the settings file is to be.
+fn wanted(args: &Args, bytes: Option<&[u8]>, around: &Surroundings) -> anyhow::Result<Option<Vec<u8>>> {
+    if args.uninstall {
+        let take_out = if args.statusline { settings::unwire_line } else { settings::uninstall };
+        return bytes.map_or(Ok(None), |bytes| Ok(take_out(bytes)?));
+    }
+    let form = if args.local || args.user { Form::Exec(around.program()?) } else { Form::Shared };
+    let put_in = if args.statusline { settings::wire_line } else { settings::install };
+    Ok(Some(put_in(bytes, &form)?))
+}
+
+/// Why a file is left alone: where, the line itself, and what to do.
+fn refusal(file: &Path, bytes: &[u8], refused: &Refused) -> anyhow::Error {
+    let what = format!("{}:{}:{}: {}", show(file), refused.line, refused.column, refused.what);
+    let hint = "nothing was changed; mend the file, then run cpw init again";
+    Wrong::with_hint(what + &excerpt(bytes, refused), hint).into()
+}
+
+/// The line with the mistake, and a mark below the place.
+fn excerpt(bytes: &[u8], refused: &Refused) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let Some(line) = text.trim_start_matches('\u{FEFF}').lines().nth(refused.line - 1) else { return String::new() };
+    let shown = |part: &str| for_terminal(part).replace('\t', " ");
+    let at = line.char_indices().nth(refused.column - 1).map_or(line.len(), |(at, _)| at);
+    let (before, behind) = (shown(&line[..at]), shown(&line[at..]));
+    // Of a file that is one long line, what stands around the place.
+    let skipped = before.chars().count().saturating_sub(EXCERPT / 2);
+    let before: String = before.chars().skip(skipped).collect();
+    let behind: String = behind.chars().take(EXCERPT - before.chars().count()).collect();
+    let number = refused.line.to_string();
+    let (gap, mark) = (" ".repeat(number.len()), " ".repeat(before.chars().count()));
+    format!("\n  {number} | {before}{behind}\n  {gap} | {mark}^")
+}
+
+/// A settings file that the client reads here.
+struct Layer {
+    /// What makes `cpw init` work on it.
+    flag: &'static str,
+    path: PathBuf,
+}
+
+/// Those of the project and the user; what stands in a later one wins over an earlier one.
+fn layers(root: &Path, around: &Surroundings) -> Vec<Layer> {
+    let own = |flag, name| Layer { flag, path: root.join(".claude").join(name) };
+    let user = around.user_settings().ok().map(|path| Layer { flag: " --user", path });
+    user.into_iter().chain([own("", "settings.json"), own(" --local", "settings.local.json")]).collect()
+}
+
+/// A file that cannot be read says nothing.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    file::read(path, MAX_SETTINGS).ok().flatten()
+}
+
+fn has_line(bytes: Option<&[u8]>) -> Option<StatusLine> {
+    settings::status_line(bytes?).ok().flatten()
+}
+
+/// The client runs one status line: the one in the file that wins. A new one in `file` must not take the place of another.
+fn refuse_to_hide(file: &Path, found: &Found, root: &Path, around: &Surroundings) -> anyhow::Result<()> {
+    if has_line(found.bytes.as_deref()).is_some() {
+        return Ok(());
+    }
+    let layers = layers(root, around);
+    let own = layers.iter().position(|layer| layer.path == file).unwrap_or(0);
+    for (i, layer) in layers.iter().enumerate().filter(|(i, _)| *i != own) {
+        let Some(line) = has_line(read(&layer.path).as_deref()) else { continue };
+        let there = format!("cpw init{} --statusline", layer.flag);
+        let (what, hint) = match (line, i < own) {
+            (StatusLine::Other, true) => ("would be hidden by one in", format!("put cpw's into that one: {there}")),
+            (StatusLine::Other, false) => ("hides one in", format!("put cpw's into that one: {there}")),
+            (StatusLine::Ours | StatusLine::ByHand, _) => {
+                ("has cpw's line already, and holds here without one in", "there is nothing to do".to_owned())
+            }
+        };
+        let what = format!("the status line of {} {what} {}", show(&layer.path), show(file));
+        return Err(Wrong::with_hint(what, hint).into());
+    }
+    Ok(())
 }
 
 fn next_steps(told: &mut String, args: &Args, root: &Path, starter: bool) -> std::fmt::Result {
@@ -194,16 +307,10 @@ fn next_steps(told: &mut String, args: &Args, root: &Path, starter: bool) -> std
 /// Names the other settings files that the client reads here and that call cpw too. The client runs equal calls once, and
 /// others each.
 fn elsewhere(told: &mut String, file: &Path, root: &Path, around: &Surroundings) -> std::fmt::Result {
-    // A file that cannot be read or understood calls nothing.
-    let calls = |path: &Path| {
-        let bytes = file::read(path, MAX_SETTINGS).ok().flatten().unwrap_or_default();
-        settings::wired(&bytes).unwrap_or_default()
-    };
+    // A file that cannot be understood calls nothing.
+    let calls = |path: &Path| settings::wired(&read(path).unwrap_or_default()).unwrap_or_default();
     let here = calls(file);
-    let project = [("", "settings.json"), (" --local", "settings.local.json")];
-    let mut all: Vec<_> = project.map(|(flag, name)| (flag, root.join(".claude").join(name))).into();
-    all.extend(around.user_settings().ok().map(|path| (" --user", path)));
-    for (flag, other) in all {
+    for Layer { flag, path: other } in layers(root, around) {
         let there = if other == file { Vec::new() } else { calls(&other) };
         if there.is_empty() {
             continue;
@@ -264,9 +371,18 @@ fn put(found: &Found, wanted: Option<&[u8]>, around: &Surroundings) -> anyhow::R
         return Ok(Put::Nothing);
     }
     let target = &found.target;
-    let backup = match &found.bytes {
-        Some(bytes) if !bytes.is_empty() => Some(keep(&around.state()?, target, bytes)?),
-        _ => None,
+    // Of two that change it at once, the second finds it changed.
+    let (backup, _one_at_a_time) = match &found.bytes {
+        Some(bytes) if !bytes.is_empty() => {
+            let state = around.state()?;
+            let lock = Dir::open(state.path()).and_then(|dir| dir.open_rw(LOCK));
+            let lock = lock.with_context(|| format!("cannot use {}", show(state.path())))?;
+            if !lock::lock_exclusive(&lock, PATIENCE)? {
+                return Err(Wrong::new("another cpw is just changing settings").into());
+            }
+            (Some(keep(&state, target, bytes)?), Some(lock))
+        }
+        _ => (None, None),
     };
     // The client writes this file too, when somebody answers "always allow".
     let now = file::read(target, MAX_SETTINGS).map_err(|e| cannot("read", target, &e))?;
@@ -382,8 +498,13 @@ mod tests {
 
         fn init(&self, flags: &[&str]) -> anyhow::Result<String> {
             let has = |flag| flags.contains(&flag);
-            let args =
-                Args { local: has("local"), user: has("user"), uninstall: has("uninstall"), print: has("print") };
+            let args = Args {
+                local: has("local"),
+                user: has("user"),
+                statusline: has("statusline"),
+                uninstall: has("uninstall"),
+                print: has("print"),
+            };
             carry_out(&args, &self.around)
         }
 
@@ -487,6 +608,79 @@ mod tests {
     }
 
     #[test]
+    fn a_status_line_is_wrapped_where_it_is_and_comes_back_to_the_byte() {
+        let scene = Scene::new();
+        std::fs::create_dir_all(scene.at("home/.claude")).unwrap();
+        let user = scene.at("home/.claude/settings.json");
+        let before = r#"{"statusLine": {"type": "command", "command": "echo '\u00e4' \/", "padding": 0}}"#;
+        std::fs::write(&user, before).unwrap();
+        // In the project it would take the place of the user's own.
+        for flags in [&["statusline"][..], &["statusline", "local"]] {
+            let error = scene.init(flags).unwrap_err();
+            let hint = error.downcast_ref::<Wrong>().unwrap().hint.clone().unwrap();
+            assert!(error.to_string().contains("would be hidden") && hint.contains("cpw init --user --statusline"));
+        }
+        assert!(scene.init(&[]).unwrap().contains("cpw init --user --statusline"));
+        let told = scene.init(&["statusline", "user"]).unwrap();
+        assert!(told.contains("stays"), "{told}");
+        let wired = std::fs::read_to_string(&user).unwrap();
+        assert!(
+            wired.contains("statusline --wrap ") && wired.ends_with(r#"; echo '\u00e4' \/", "padding": 0}}"#),
+            "{wired}"
+        );
+        assert!(scene.init(&["statusline", "user"]).unwrap().contains("Nothing to do"));
+        assert!(scene.init(&["statusline"]).unwrap_err().to_string().contains("already"));
+        assert!(!scene.init(&[]).unwrap().contains("--statusline"), "it is there");
+        scene.init(&["statusline", "user", "uninstall"]).unwrap();
+        assert_eq!(std::fs::read_to_string(&user).unwrap(), before);
+        // Where there is none, one of its own comes, and goes with the hooks.
+        std::fs::remove_file(&user).unwrap();
+        scene.init(&["statusline", "local"]).unwrap();
+        let local = scene.at("home/project/.claude/settings.local.json");
+        assert_eq!(settings::status_line(&std::fs::read(&local).unwrap()).unwrap(), Some(StatusLine::Ours));
+        scene.init(&["local", "uninstall"]).unwrap();
+        assert!(!local.exists());
+    }
+
+    #[test]
+    fn a_mistake_is_shown_with_its_line_and_a_mark() {
+        let refused = |text: &str| settings::install(Some(text.as_bytes()), &Form::Shared).unwrap_err();
+        let shown = |text: &str| excerpt(text.as_bytes(), &refused(text));
+        assert_eq!(shown("{\n\t\"a\": 1,\n}"), "\n  2 |  \"a\": 1,\n    |        ^");
+        assert_eq!(shown("{\"a\": 1"), "\n  1 | {\"a\": 1\n    |        ^");
+        assert_eq!(shown("\u{FEFF}{\"\u{202E}ä\" 1}"), "\n  1 | {\"ä\" 1}\n    |      ^");
+        let long = shown(&format!("{{\"a\": [{}1,]}}", "1, ".repeat(5000)));
+        assert!(long.lines().all(|l| l.chars().count() < 90), "{long}");
+        let [text, mark] = long.lines().skip(1).collect::<Vec<_>>()[..] else { panic!("{long}") };
+        assert_eq!(text.chars().nth(mark.chars().count() - 1), Some(','));
+    }
+
+    #[test]
+    fn of_two_at_once_none_is_lost() {
+        let scene = Scene::new();
+        let settings = scene.at("home/project/.claude/settings.json");
+        std::fs::create_dir(scene.at("home/project/.claude")).unwrap();
+        std::fs::write(&settings, "{\"model\": \"opus\"}\n").unwrap();
+        for _ in 0..20 {
+            std::thread::scope(|scope| {
+                for statusline in [false, true] {
+                    let args = Args { statusline, ..Args::default() };
+                    let around = &scene.around;
+                    scope.spawn(move || {
+                        while let Err(e) = carry_out(&args, around) {
+                            assert!(e.to_string().contains("just been changed"), "{e:#}");
+                        }
+                    });
+                }
+            });
+            assert_eq!(calls(&settings).len(), 8);
+            assert!(has_line(read(&settings).as_deref()) == Some(StatusLine::Ours));
+            scene.init(&["uninstall"]).unwrap();
+            assert_eq!(read(&settings).unwrap(), b"{\"model\": \"opus\"}\n");
+        }
+    }
+
+    #[test]
     fn a_linked_file_is_written_through_with_its_mode_and_kept_aside() {
         let scene = Scene::new();
         std::fs::create_dir(scene.at("home/project/.claude")).unwrap();
@@ -522,7 +716,8 @@ mod tests {
         let before = scene.files("");
         let error = scene.init(&[]).unwrap_err();
         assert!(
-            error.to_string().contains("line 2, column 3") && error.to_string().contains("settings.json"),
+            error.to_string().contains("settings.json:2:3: a comment")
+                && error.to_string().ends_with("\n  2 |   // mine\n    |   ^"),
             "{error}"
         );
         assert_eq!(scene.files(""), before);

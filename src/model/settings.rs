@@ -8,10 +8,14 @@
 //! it had before its closing bracket. A tool that formats the file anew makes everything symmetric: then an empty `hooks`
 //! that somebody had there goes together with cpw's entries, which changes nothing for the client.
 
+mod line;
+
 use std::fmt;
 use std::ops::Range;
 
 use serde_json::{Value, json};
+
+pub use line::{StatusLine, status_line, unwire_line, wire_line};
 
 /// Why a settings file is left alone, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +158,7 @@ pub fn install(file: Option<&[u8]>, form: &Form) -> Result<Vec<u8>, Refused> {
     Ok(add_missing(&brought_up, form)?.into_bytes())
 }
 
-/// Takes cpw's entries out of a settings file, with whatever around them cpw had made. `None`: the file holds nothing but
+/// Takes cpw's entries and its status line out of a settings file, with whatever around them cpw had made. `None`: the file holds nothing but
 /// what `install` wrote into a new one, and is to be removed. Returns the input's bytes if there is nothing to do.
 pub fn uninstall(bytes: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
     let text = utf8(bytes)?;
@@ -163,7 +167,9 @@ pub fn uninstall(bytes: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
     }
     let document = Document::read(text, false)?;
     let mut edits = Vec::new();
-    Ok(match document.take_out(|_, _, handler| handler.ours.is_some(), &mut edits) {
+    // A status line of another shape is none of ours.
+    let line = line::find(&document).unwrap_or_default();
+    Ok(match document.take_out(|_, _, handler| handler.ours.is_some(), line, &mut edits) {
         Left::Nothing => None,
         Left::Text(text) => Some(text.into_bytes()),
     })
@@ -313,7 +319,7 @@ fn bring_up(text: &str, form: &Form) -> Result<Left, Refused> {
             edits.push(Edit { span: stays.span.clone(), text: style.render(&wanted, indent) });
         }
     }
-    Ok(document.take_out(|_, _, handler| handler.ours.is_some() && !kept.contains(&handler.span), &mut edits))
+    Ok(document.take_out(|_, _, handler| handler.ours.is_some() && !kept.contains(&handler.span), None, &mut edits))
 }
 
 /// Adds a group of ours to every event of the wiring that has none.
@@ -520,8 +526,14 @@ impl<'a> Document<'a> {
         Ok(document)
     }
 
-    /// Takes out the entries that `goes` names, and whatever of cpw's making that leaves empty; applies `edits` too.
-    fn take_out(self, goes: impl Fn(&Event, &Group, &Handler) -> bool, edits: &mut Vec<Edit>) -> Left {
+    /// Takes out the entries that `goes` names and our part of the status `line`, and whatever of cpw's making that leaves
+    /// empty; applies `edits` too.
+    fn take_out(
+        self,
+        goes: impl Fn(&Event, &Group, &Handler) -> bool,
+        line: Option<line::Found>,
+        edits: &mut Vec<Edit>,
+    ) -> Left {
         let text = self.text;
         let mut events_gone = Vec::new();
         for event in &self.events {
@@ -538,8 +550,12 @@ impl<'a> Document<'a> {
         }
         let all_gone = self.hooks.is_some_and(|hooks| hooks.cut_or_empty(text, |i| events_gone.contains(&i), edits));
         let root = &self.root;
-        let is_hooks = |i: usize| all_gone && root.items[i].key.as_deref() == Some("hooks");
-        if root.cut_or_empty(text, is_hooks, edits) {
+        let line_gone = line.is_some_and(|line| line.take_out(edits));
+        let is_gone = |i: usize| {
+            let key = root.items[i].key.as_deref();
+            (all_gone && key == Some("hooks")) || (line_gone && line::is_key(key))
+        };
+        if root.cut_or_empty(text, is_gone, edits) {
             let (before, after) = (&text[..root.open], &text[root.close + 1..]);
             let many_lines = text[root.open..root.items[0].start].contains('\n');
             if many_lines && before.is_empty() && after == "\n" {
