@@ -70,7 +70,7 @@ fn every_command_has_two_examples_that_it_understands() {
                 writeln!(wrong, "{path}: no example of it: {line}").unwrap();
             }
             for e in found.iter().filter_map(|words| understood(words).err()) {
-                writeln!(wrong, "{path}: {e}").unwrap();
+                writeln!(wrong, "{path}: {line}: {e}").unwrap();
             }
         }
     }

@@ -1,19 +1,73 @@
-//! The pages below `docs` are complete: every key that a schema has, every kind of event with its keys, every hook. A key
-//! that is added to the code without a word about it fails here.
+//! The pages are complete: every key that a schema has, every kind of event with its keys, every hook. A key that is added to
+//! the code without a word about it fails here. And they are true as far as a program can tell: links and the files and tests
+//! that they name are there, every command is one that cpw understands, and every piece of JSON fits its schema.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+#[cfg(test)]
+#[path = "support/shell.rs"]
+mod shell;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use cpw::hook::Hook;
 use cpw::model::event::Body;
 use cpw::model::schema;
 use regex::Regex;
-use serde_json::Value;
+use serde_json::{Value, json};
+use shell::{Until, calls, understood};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 fn page(name: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// Every file below these folders whose name ends so.
+fn files(folders: &[&str], ending: &str) -> Vec<PathBuf> {
+    let mut left: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
+    let mut found = Vec::new();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.to_str().unwrap().ends_with(ending) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// All pages that people read, each with its path.
+fn pages() -> Vec<(PathBuf, String)> {
+    let found = files(&["README.md", "docs", "examples"], ".md");
+    assert!(found.len() > 14, "{found:?}");
+    found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// The blocks between fences, each with its mark; what is left is the text.
+fn blocks(text: &str) -> (Vec<(String, String)>, String) {
+    let (mut found, mut rest) = (Vec::new(), String::new());
+    let mut open: Option<(String, String)> = None;
+    for line in text.lines() {
+        match (&mut open, line.trim_start().strip_prefix("```")) {
+            (None, Some(mark)) => open = Some((mark.to_owned(), String::new())),
+            (Some(_), Some(_)) => found.extend(open.take()),
+            (Some((_, block)), None) => block.extend([line, "\n"]),
+            (None, None) => rest.extend([line, "\n"]),
+        }
+    }
+    assert!(open.is_none(), "a block does not end: {open:?}");
+    (found, rest)
+}
+
+/// What stands between backquotes in the text.
+fn quoted(text: &str) -> Vec<String> {
+    Regex::new("`([^`\n]+)`").unwrap().captures_iter(text).map(|c| c[1].to_owned()).collect()
 }
 
 /// Every name of a property, wherever it stands in a schema, as `parent.name`, and every fixed value of one.
@@ -128,4 +182,245 @@ fn every_room_is_in_the_architecture() {
         let name = path.file_stem().unwrap().to_str().unwrap();
         assert!(says(&page, name), "docs/architecture.md says nothing about {name}");
     }
+}
+
+/// The name under which a heading can be linked to.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase().replace(' ', "-");
+    kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+}
+
+fn anchors(text: &str) -> BTreeSet<String> {
+    let (_, text) = blocks(text);
+    text.lines().filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#'))).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let link = Regex::new(r"\]\(([^)\s]+)\)").unwrap();
+    let mut seen = 0;
+    for (path, text) in pages() {
+        for target in link.captures_iter(&blocks(&text).1).map(|c| c[1].to_owned()).filter(|t| !t.contains("://")) {
+            seen += 1;
+            let (file, name) = target.split_once('#').unwrap_or((&target, ""));
+            let there = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(there.exists(), "{}: {target} leads nowhere", path.display());
+            if !name.is_empty() {
+                let found = anchors(&fs::read_to_string(&there).unwrap());
+                assert!(found.contains(name), "{}: {target}: no such heading, but {found:?}", path.display());
+            }
+        }
+    }
+    assert!(seen > 40, "only {seen} links were found");
+}
+
+/// Files that pages speak of as those of anybody's project.
+const MADE_UP: [&str; 4] = ["src/api.test.py", "src/app", "src/app/x.rs", "src/apple.rs"];
+
+#[test]
+fn files_and_tests_that_are_named_exist() {
+    let file = Regex::new(r"^(?:(?:src|tests|docs|examples|benches|fuzz|\.ci)/[\w./-]*\w|\w+\.rs)$").unwrap();
+    let test = Regex::new(r"^(tests|src)/([\w/]+\.rs)::(\w+)$").unwrap();
+    let sources = files(&["src", "tests", "benches"], ".rs");
+    let mut seen = (0, 0);
+    for (path, text) in pages().into_iter().filter(|(path, _)| !path.starts_with(root().join("examples"))) {
+        for name in quoted(&blocks(&text).1) {
+            let shown = path.display();
+            if let Some(found) = test.captures(&name) {
+                seen.1 += 1;
+                let source = page(&format!("{}/{}", &found[1], &found[2]));
+                assert!(source.contains(&format!("fn {}(", &found[3])), "{shown}: there is no test {name}");
+            } else if file.is_match(&name) && !MADE_UP.contains(&name.as_str()) {
+                seen.0 += 1;
+                let there = root().join(&name).exists() || sources.iter().any(|source| source.ends_with(&name));
+                assert!(there, "{shown}: there is no {name}");
+            }
+        }
+    }
+    assert!(seen.0 > 40 && seen.1 > 5, "{seen:?} were found");
+}
+
+#[test]
+fn every_command_is_one_that_cpw_understands() {
+    use clap::error::ErrorKind::{InvalidValue, MissingRequiredArgument};
+    let mut seen = 0;
+    let mut wrong = Vec::new();
+    for (path, text) in pages() {
+        // These show what goes wrong, and are the help itself, which has its own tests.
+        if path.ends_with("docs/errors.md") || path.ends_with("docs/cli.md") {
+            continue;
+        }
+        let (blocks, text) = blocks(&text);
+        let shown = blocks.iter().filter(|(mark, _)| matches!(mark.as_str(), "sh" | "text" | "console"));
+        let lines = shown.flat_map(|(_, block)| block.lines().map(|l| (true, l.trim_start_matches("$ ").to_owned())));
+        // What is shortened (`cpw lease …`) or has choices in it is a way of speaking.
+        let spoken = |line: &String| line.contains(['…', '[', '<', '\\']) && !line.contains('\'');
+        let named = quoted(&text).into_iter().filter(|q| !spoken(q)).map(|line| (false, line));
+        for (whole, line) in lines.chain(named) {
+            // `cpw` alone is its name.
+            for words in calls(&line, Until::End).into_iter().filter(|words| words.len() > 1) {
+                seen += 1;
+                let short = |e: &clap::Error| {
+                    let ends_early = words.last().is_some_and(|word| word.starts_with("--"));
+                    e.kind() == MissingRequiredArgument || (e.kind() == InvalidValue && ends_early)
+                };
+                // In a sentence a command may be called by its name alone.
+                if let Some(e) = understood(&words).err().filter(|e| whole || !short(e)) {
+                    wrong.push(format!("{}: {line}: {e}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 150, "only {seen} commands were found");
+}
+
+/// Whether a value fits a schema, by the words of JSON Schema that ours use; another word fails.
+fn fits(whole: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+    let wrong = |what: &str| Err(format!("{at}: {what}"));
+    for (word, rule) in schema.as_object().unwrap() {
+        let fit = match word.as_str() {
+            "$schema" | "$defs" | "title" | "description" | "examples" | "format" | "default" => true,
+            "$ref" => {
+                let meant = whole.pointer(rule.as_str().unwrap().trim_start_matches('#')).unwrap();
+                fits(whole, meant, value, at)?;
+                true
+            }
+            "type" => match rule.as_str().unwrap() {
+                "object" => value.is_object(),
+                "array" => value.is_array(),
+                "string" => value.is_string(),
+                "boolean" => value.is_boolean(),
+                "integer" => value.is_i64() || value.is_u64(),
+                "number" => value.is_number(),
+                other => panic!("type {other}"),
+            },
+            "const" => rule == value,
+            "enum" => rule.as_array().unwrap().contains(value),
+            "pattern" => value.as_str().is_none_or(|s| Regex::new(rule.as_str().unwrap()).unwrap().is_match(s)),
+            "minimum" => value.as_f64().is_none_or(|n| n >= rule.as_f64().unwrap()),
+            "maximum" => value.as_f64().is_none_or(|n| n <= rule.as_f64().unwrap()),
+            "exclusiveMinimum" => value.as_f64().is_none_or(|n| n > rule.as_f64().unwrap()),
+            "minItems" => value.as_array().is_none_or(|a| a.len() as u64 >= rule.as_u64().unwrap()),
+            "required" => {
+                let has = |key: &Value| value.get(key.as_str().unwrap()).is_some();
+                !value.is_object() || rule.as_array().unwrap().iter().all(has)
+            }
+            "not" => fits(whole, rule, value, at).is_err(),
+            "anyOf" => rule.as_array().unwrap().iter().any(|one| fits(whole, one, value, at).is_ok()),
+            "oneOf" => rule.as_array().unwrap().iter().filter(|one| fits(whole, one, value, at).is_ok()).count() == 1,
+            "items" => {
+                for (i, item) in value.as_array().into_iter().flatten().enumerate() {
+                    fits(whole, rule, item, &format!("{at}[{i}]"))?;
+                }
+                true
+            }
+            "properties" => {
+                for (key, rule) in rule.as_object().unwrap() {
+                    if let Some(value) = value.get(key) {
+                        fits(whole, rule, value, &format!("{at}.{key}"))?;
+                    }
+                }
+                true
+            }
+            "additionalProperties" => {
+                let known = |key: &str| schema.pointer(&format!("/properties/{key}")).is_some();
+                for (key, value) in value.as_object().into_iter().flatten().filter(|(key, _)| !known(key)) {
+                    match rule {
+                        Value::Bool(false) => return wrong(&format!("{key} is not a key")),
+                        Value::Object(_) => fits(whole, rule, value, &format!("{at}.{key}"))?,
+                        _ => {}
+                    }
+                }
+                true
+            }
+            other => panic!("{at}: this test does not know {other}"),
+        };
+        if !fit {
+            return wrong(&format!("{value} does not fit {word} {rule}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_judge_of_schemas_finds_mistakes() {
+    let (config, plan) = (schema::config_schema(), schema::plan_schema());
+    let good = json!({"version": 1, "tasks": [{"id": "a", "run": ["x"], "timeout": "5m"}]});
+    assert_eq!(fits(&plan, &plan, &good, "$"), Ok(()));
+    for (pointer, value) in [
+        ("/version", json!(2)),
+        ("/tasks/0/timeout", json!("5")),
+        ("/tasks/0/run", json!([])),
+        ("/tasks/0", json!({"id": "a"})),
+        ("/tasks/0", json!({"id": "a", "run": ["x"], "shell": "x"})),
+        ("/tasks/0", json!({"id": "a..b", "run": ["x"]})),
+        ("/tasks/0", json!({"id": "a", "run": ["x"], "retries": 1000})),
+        ("/tasks/0", json!({"id": "a", "run": ["x"], "retry": 1})),
+        ("/tasks/0", json!({"id": "a", "run": ["x"], "signals": ["stop"]})),
+    ] {
+        let mut bad = good.clone();
+        *bad.pointer_mut(pointer).unwrap() = value;
+        assert!(fits(&plan, &plan, &bad, "$").is_err(), "{bad}");
+    }
+    assert!(fits(&config, &config, &json!({"rules": []}), "$").is_err());
+}
+
+/// What a piece of JSON on a page is, and whether it fits. Keys without braces around them are a part of something: of any
+/// that has all of them.
+fn judge(text: &str) -> Result<(), String> {
+    let (config, plan, event) = (schema::config_schema(), schema::plan_schema(), schema::event_schema());
+    let part = text.trim_start().starts_with('"');
+    let value = if part { serde_json::from_str(&format!("{{{text}}}")) } else { serde_json::from_str(text) };
+    let value: Value = value.map_err(|e| format!("{e}: {text}"))?;
+    let has = |key: &str| value.get(key).is_some();
+    if part {
+        let (in_config, in_plan) = ([&config["$defs"], &config["properties"]], [&plan["$defs"], &plan["properties"]]);
+        let below = |parts: [&Value; 2]| parts.iter().flat_map(|p| p.as_object().unwrap().values().cloned()).collect();
+        let below = |whole: &Value, parts| -> Vec<Value> { [vec![whole.clone()], below(parts)].concat() };
+        let places = [(&config, below(&config, in_config)), (&plan, below(&plan, in_plan))];
+        let fit = places.iter().flat_map(|(whole, places)| places.iter().map(move |place| (*whole, place))).any(
+            |(whole, place)| {
+                let of = |(key, value): (&String, &Value)| {
+                    place["properties"].get(key).is_some_and(|rule| fits(whole, rule, value, key).is_ok())
+                };
+                value.as_object().unwrap().iter().all(of)
+            },
+        );
+        return if fit { Ok(()) } else { Err(format!("no part of a config or plan: {text}")) };
+    }
+    match () {
+        () if has("seq") => fits(&event, &event, &value, "$"),
+        () if has("when") => fits(&config, &config["$defs"]["rule"], &value, "$"),
+        () if has("rules") => fits(&config, &config, &value, "$"),
+        () if has("tasks") => fits(&plan, &plan, &value, "$"),
+        // An entry of the client's settings.
+        () if value["type"] == "command" => Ok(()),
+        () => Err(format!("it is neither config, plan, rule nor event: {text}")),
+    }
+}
+
+#[test]
+fn every_piece_of_json_fits_its_schema() {
+    let mut pieces: Vec<(PathBuf, String)> = Vec::new();
+    for (path, text) in pages() {
+        let json = blocks(&text).0.into_iter().filter(|(mark, _)| mark == "json");
+        pieces.extend(json.map(|(_, block)| (path.clone(), block)));
+        // A key with its value, in a sentence.
+        let keys = quoted(&blocks(&text).1).into_iter().filter(|q| q.starts_with('"') && q.contains("\": "));
+        pieces.extend(keys.filter(|q| !q.contains('…')).map(|q| (path.clone(), q)));
+    }
+    for path in files(&["examples"], ".json") {
+        if path.ends_with("cpw.json") || path.parent().is_some_and(|folder| folder.ends_with("examples")) {
+            pieces.push((path.clone(), fs::read_to_string(path).unwrap()));
+        }
+    }
+    for path in files(&["tests/logs/v1"], "events.jsonl") {
+        let text = fs::read_to_string(&path).unwrap();
+        pieces.extend(text.lines().map(|line| (path.clone(), line.to_owned())));
+    }
+    assert!(pieces.len() > 12, "{}", pieces.len());
+    let wrong = |(path, text): &(PathBuf, String)| judge(text).err().map(|e| format!("{}: {e}", path.display()));
+    let wrong: Vec<String> = pieces.iter().filter_map(wrong).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

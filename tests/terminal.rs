@@ -725,21 +725,6 @@ fn a_dumb_terminal_gets_plain_lines() {
 }
 
 #[test]
-fn every_command_has_help_with_examples() {
-    let p = Project::new();
-    for command in ["run", "status", "logs", "events", "result", "cancel", "doctor", "progress", "summary", "worker"] {
-        let done = p.run(&[command, "--help"]);
-        assert_eq!(done.code, 0, "{command}: {done:?}");
-        assert!(
-            done.out.contains("Example") && done.out.contains(&format!("cpw {command} ")),
-            "{command}: {}",
-            done.out
-        );
-    }
-    assert_eq!(p.run(&["no-such-command"]).code, 3);
-}
-
-#[test]
 fn several_who_find_all_workers_dead_do_not_take_each_others_worker_for_dead() {
     for _ in 0..3 {
         let p = Project::new();

@@ -78,13 +78,13 @@ pub(crate) fn calls(line: &str, until: Until) -> Vec<Vec<String>> {
 }
 
 /// Whether cpw understands these words; what is wrong with them otherwise.
-pub(crate) fn understood(words: &[String]) -> Result<(), String> {
+pub(crate) fn understood(words: &[String]) -> Result<(), clap::Error> {
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
     if words.get(1).is_some_and(|name| Hook::by_name(name.as_ref()).is_some()) {
         return Ok(());
     }
     match cpw::cli::definition().try_get_matches_from(words) {
-        Err(e) if !matches!(e.kind(), DisplayHelp | DisplayVersion) => Err(format!("{}: {e}", words.join(" "))),
+        Err(e) if !matches!(e.kind(), DisplayHelp | DisplayVersion) => Err(e),
         _ => Ok(()),
     }
 }
