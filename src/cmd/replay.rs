@@ -1,7 +1,7 @@
 //! `cpw replay`: a run told again, or how it stood at one of its events, from its log alone. Looking back changes nothing: no
 //! file is written, no lock is taken that others would wait for, and nobody is started.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::store::run::{RunDir, RunError};
 use crate::sys::bell;
 use crate::sys::signals::{self, Termination};
 use crate::ui::ledger::Ledger;
-use crate::ui::overview::{self, Entry, Facts, Hand, Hands, Now, Picture};
+use crate::ui::overview::{self, Entry, Facts, Hand, Hands, Now, Picture, Screen};
 use crate::ui::print;
 use crate::ui::report;
 use crate::ui::when;
@@ -132,6 +132,10 @@ impl Story<'_> {
         Ok(last)
     }
 
+    fn screen(&self) -> Screen<'static> {
+        Screen { width: self.ledger.columns, ..Screen::wide(self.ledger.paint) }
+    }
+
     /// How the run stands, as `cpw status RUN` would have shown it: by what it wrote, and at the time of its last event.
     fn with_picture<T>(&self, show: impl FnOnce(&Entry<'_>) -> T) -> T {
         let state = &self.told.state;
@@ -148,6 +152,9 @@ impl Story<'_> {
             hands: hands.map(|(&n, p)| Hand { worker: WorkerNo(n), pid: p.pid, alive: true }).collect(),
             tended: Hands::Alive,
             stopped: BTreeSet::new(),
+            // What tasks had written by then, and what others held, is not in this log.
+            written: BTreeMap::new(),
+            blocked: BTreeMap::new(),
         };
         show(&Entry::Whole(Picture { plan: self.plan, state, facts: &facts, now }))
     }
@@ -166,7 +173,7 @@ impl Story<'_> {
             let ts = &self.told.state.last_ts;
             print::out(json!({ "version": 1, "project": project, "seq": seq, "last": last, "ts": ts, "runs": [run] }));
         } else {
-            let text = self.with_picture(|entry| overview::entry(entry, true, self.ledger.paint));
+            let text = self.with_picture(|entry| overview::show(entry, true, &self.screen()));
             print::raw(format!("{}\n{text}", self.place(seq)).as_bytes());
         }
         Ok(Exit::Ok)
@@ -263,7 +270,7 @@ impl Story<'_> {
         if self.at() == 0 {
             return "before the first event\n".to_owned();
         }
-        self.with_picture(|entry| overview::entry(entry, false, self.ledger.paint))
+        self.with_picture(|entry| overview::show(entry, false, &self.screen()))
     }
 
     fn end(&self) -> String {
