@@ -224,6 +224,27 @@ fn only_a_few_write_or_leave() {
     check(&broken);
 }
 
+/// Who names the library that fills a terminal's screen: where it is drawn, and nowhere else.
+const DRAWERS: &[&str] = &["ui/top/draw.rs", "ui/top/screen.rs"];
+
+#[test]
+fn the_terminal_library_stays_where_screens_are_drawn() {
+    let crates = Regex::new(r"\b(ratatui|crossterm)\b").unwrap();
+    let mut broken = Vec::new();
+    let mut found = 0;
+    for source in sources() {
+        let named: Vec<_> = source.lines.iter().filter(|(_, text)| crates.is_match(text)).collect();
+        if DRAWERS.contains(&source.name.as_str()) {
+            found += usize::from(!named.is_empty());
+            continue;
+        }
+        let at = |(line, text): &(usize, String)| format!("src/{}:{line}: draws itself: {}", source.name, text.trim());
+        broken.extend(named.into_iter().map(at));
+    }
+    assert_eq!(found, DRAWERS.len(), "who draws has another name now");
+    check(&broken);
+}
+
 #[test]
 fn these_checks_can_fail() {
     let planted = |room: &str, text: &str| {

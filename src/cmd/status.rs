@@ -65,11 +65,10 @@ const MAX_ERRORS: usize = 100;
     cpw status               the newest runs here, open ones with their tasks\n  \
     cpw status 3f9a2c        one run in detail, by a unique beginning of its id or of the id's last part\n  \
     cpw status --all         the runs of all your projects\n  \
-    cpw status --watch       all of it again with every change, until Ctrl-C\n  \
-    cpw status 2026 --watch  one run, live, until it has ended\n  \
+    cpw status --watch       live, on the whole screen, as cpw top; in a pipe all of it again with every change\n  \
+    cpw status 2026 --watch  the same, beginning with a run; in a pipe line by line until it has ended\n  \
     cpw status --json        for programs; `cpw schema status` and docs/status.md describe the object\n\n\
-    A terminal shows of a long run what went wrong, what runs and what comes next, and counts the rest; a pipe gets whole lines. \
-    With --watch a terminal shows it in place, and a pipe gets lines of a run, or a block for every change.\n\
+    A terminal shows of a long run what went wrong, what runs and what comes next, and counts the rest; a pipe gets whole lines.\n\
     An open run of this project whose workers are all dead gets a new one: looking finishes what was left. Runs of other \
     projects are only looked at.")]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
@@ -79,7 +78,7 @@ pub struct Args {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Go on showing what changes: of a run until it has ended, else until Ctrl-C
+    /// Go on showing what changes: on a terminal as `cpw top`, in a pipe until the run has ended, or Ctrl-C
     #[arg(short, long, conflicts_with = "json")]
     watch: bool,
     /// The runs of all your projects, not only of this one

@@ -240,7 +240,7 @@ impl Top {
         if let Some(id) = &self.view.run {
             self.runs.open(id);
         }
-        let mut view = std::mem::take(&mut self.view);
+        let mut view = self.view.clone();
         view.settle(&self.picture());
         self.view = view;
         self.reader.open(self.of());
@@ -354,7 +354,7 @@ impl Top {
 
     fn press(&mut self, key: Key) -> Next {
         self.note = None;
-        let mut view = std::mem::take(&mut self.view);
+        let mut view = self.view.clone();
         let action = view.key(key, &self.picture());
         self.view = view;
         match action {

@@ -124,9 +124,9 @@ fn up(file: &File, stream: &Stream, by: usize, rows: usize) -> Option<u64> {
     let enough = lines.len() >= by + rows;
     match lines.len().checked_sub(by) {
         Some(at) if enough => lines.get(at).map(|(begin, _)| *begin),
-        // The beginning of the file, or a piece of a line that is longer than a piece.
         _ if from == 0 => forward(file, 0, rows),
-        _ => lines.first().map(|(begin, _)| (*begin).max(from + 1)),
+        // What was given back stands before it, or it is a piece of a line that is longer than a piece.
+        _ => lines.first().map(|(begin, _)| *begin),
     }
 }
 
@@ -135,7 +135,8 @@ fn forward(file: &File, from: u64, by: usize) -> Option<u64> {
     let from = spool::next_data(file, from);
     let bytes = piece(file, from, u64::MAX);
     let whole = bytes.len() as u64 == PIECE;
-    window::end_of_line(&bytes, from, by).or_else(|| whole.then_some(from + PIECE))
+    // A line longer than a piece, or what was given back, which is passed in one step.
+    window::end_of_line(&bytes, from, by).or_else(|| whole.then(|| spool::next_data(file, from + PIECE)))
 }
 
 #[cfg(test)]
@@ -210,19 +211,24 @@ mod tests {
     fn what_was_given_back_to_the_disk_is_stepped_over() {
         let temp = tempfile::NamedTempFile::new().unwrap();
         let file = temp.as_file();
-        file.write_all_at(b"begin\n", 0).unwrap();
-        file.write_all_at(b"head\n", spool::HEAD - 5).unwrap();
+        let line = b"fifteen letters\n";
+        file.write_all_at(&line.repeat(usize::try_from(spool::HEAD).unwrap() / line.len()), 0).unwrap();
         file.write_all_at(b"tail\nend\n", spool::HEAD * 8).unwrap();
         let mut reader = Reader { rows: 1, ..Reader::default() };
         reader.files[0] = Some(File::open(temp.path()).unwrap());
         reader.output.streams[0].bytes = file.metadata().unwrap().len();
-        reader.scroll(0, Scroll::End, 1);
-        assert_eq!(lines(&reader), ["end"]);
-        for _ in 0..4 {
-            reader.scroll(0, Scroll::Up(1), 1);
+        for (scroll, shown) in [
+            (Scroll::End, "end"),
+            (Scroll::Up(1), "tail"),
+            (Scroll::Up(1), "fifteen letters"),
+            (Scroll::Up(1), "fifteen letters"),
+            (Scroll::Down(2), "fifteen letters"),
+            (Scroll::Down(1), "tail"),
+            (Scroll::Home, "fifteen letters"),
+        ] {
+            reader.scroll(0, scroll, 1);
+            assert_eq!(lines(&reader), [shown], "{scroll:?}");
         }
-        assert_eq!(reader.output.streams[0].until, Some(spool::HEAD), "the hole was not passed in a step");
-        reader.scroll(0, Scroll::Home, 1);
-        assert_eq!(lines(&reader), ["begin"]);
+        assert_eq!(reader.output.streams[0].until, Some(line.len() as u64));
     }
 }

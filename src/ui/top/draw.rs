@@ -357,9 +357,9 @@ fn run_left(run: Opened<'_>, picture: &Picture<'_>) -> Option<String> {
 
 fn column_names(line: &mut Line<'_>, columns: &Columns) {
     line.cell("", 1, dim()).cell("state", 9, dim()).cell("task", columns.id, dim());
-    line.cell("by", 3, dim()).cell("", columns.bar.max(1) + 5, dim()).right("time", 10, dim());
+    line.cell("by", 3, dim()).cell("", columns.bar.max(1) + 5, dim()).right("time", 6, dim());
     if columns.left {
-        line.right("ETA", 10, dim()).right("try", 3, dim());
+        line.right("ETA", 6, dim()).right("try", 3, dim());
     }
 }
 
@@ -411,10 +411,10 @@ fn task_row(line: &mut Line<'_>, run: Opened<'_>, i: usize, picture: &Picture<'_
     let percent = task.percent.filter(|_| task.open.is_some());
     bar(line, percent, columns.bar, look);
     line.right(percent.map(|p| format!("{p} %")).unwrap_or_default(), 5, plain());
-    line.right(took_ms(run, i, picture).map(when::ms).unwrap_or_default(), 10, plain());
+    line.right(took_ms(run, i, picture).map(short).unwrap_or_default(), 6, plain());
     if columns.left {
-        let left = left(run, i, picture).filter(|left| left.ms > 0).map(|left| when::ms(left.ms));
-        line.right(left.unwrap_or_default(), 10, dim());
+        let left = left(run, i, picture).filter(|left| left.ms > 0).map(|left| short(left.ms));
+        line.right(left.unwrap_or_default(), 6, dim());
         let tries = if task.attempts > 1 { task.attempts.to_string() } else { String::new() };
         line.right(tries, 3, look.warn());
     }
@@ -424,6 +424,18 @@ fn task_row(line: &mut Line<'_>, run: Opened<'_>, i: usize, picture: &Picture<'_
         line.put(format!("{slow} "), look.warn());
     }
     line.put(facts::last_words(run, i, picture.now_ms), dim());
+}
+
+/// So many milliseconds in a column: `6.1s`, `59s`, `3m20s`, `2h05m`, `3d04h`.
+fn short(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..10 => format!("{s}.{}s", ms % 1000 / 100),
+        10..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
+        _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
+    }
 }
 
 fn bar(line: &mut Line<'_>, percent: Option<u8>, width: usize, look: Look) {
@@ -656,5 +668,143 @@ fn keys(line: &mut Line<'_>, view: &View) {
             return;
         }
         line.put(gap, plain()).put(key, bold()).put(format!(" {what}"), dim());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ui::top::testing::Scene;
+
+    const SIZES: [(u16, u16); 3] = [(60, 15), (80, 24), (120, 40)];
+
+    fn drawn(scene: &Scene, view: &View) -> Buffer {
+        let mut buffer = Buffer::empty(Rect::new(0, 0, view.size.0, view.size.1));
+        draw(&mut buffer, &scene.picture(), view);
+        buffer
+    }
+
+    fn text(buffer: &Buffer) -> String {
+        let width = usize::from(buffer.area.width).max(1);
+        let row = |cells: &[ratatui::buffer::Cell]| {
+            let row: String = cells.iter().map(ratatui::buffer::Cell::symbol).collect();
+            row.trim_end().to_owned() + "\n"
+        };
+        buffer.content().chunks(width).map(row).collect()
+    }
+
+    fn snapshots(name: &str, scene: &Scene, change: impl Fn(&mut View)) {
+        for size in SIZES {
+            let mut view = scene.view(size);
+            change(&mut view);
+            view.settle(&scene.picture());
+            insta::assert_snapshot!(format!("{name}_{}", size.0), text(&drawn(scene, &view)));
+        }
+    }
+
+    #[test]
+    fn the_list_of_tasks() {
+        snapshots("tasks", &Scene::new(), |view| view.task = 1);
+    }
+
+    #[test]
+    fn a_task_in_detail() {
+        snapshots("detail", &Scene::new(), |view| (view.page, view.task) = (Page::Detail, 2));
+    }
+
+    #[test]
+    fn the_timeline_of_a_run_that_goes_on_and_of_one_that_has_ended() {
+        let mut scene = Scene::new();
+        snapshots("timeline", &scene, |view| view.page = Page::Timeline);
+        scene.end();
+        snapshots("timeline_ended", &scene, |view| view.page = Page::Timeline);
+    }
+
+    #[test]
+    fn the_help_and_a_question() {
+        snapshots("help", &Scene::new(), |view| view.over = Over::Help);
+        snapshots("question", &Scene::new(), |view| {
+            (view.task, view.over) = (1, Over::Ask(Question::CancelTask(1)));
+        });
+    }
+
+    #[test]
+    fn what_others_wrote_moves_no_cursor() {
+        let mut scene = Scene::new();
+        scene.rows[0].said = Some("\u{1b}]0;title\u{7}said".into());
+        scene.note = Some("note \u{1b}[2J\r\n of two lines".into());
+        scene.output.absent = Some("gone".into());
+        for page in [Page::Tasks, Page::Detail, Page::Log, Page::Timeline] {
+            let mut view = scene.view((120, 40));
+            view.page = page;
+            let shown = text(&drawn(&scene, &view));
+            assert!(shown.chars().all(|c| c == '\n' || !c.is_control()) && !shown.contains('\u{202e}'), "{shown}");
+        }
+    }
+
+    #[test]
+    fn no_size_is_too_small_and_none_too_large() {
+        let mut scene = Scene::new();
+        scene.stall(1);
+        let empty = crate::ui::top::picture::Output::default();
+        for width in [0, 1, 2, 3, 7, 20, 59, 200] {
+            for height in [0, 1, 2, 3, 5, 8, 13, 60] {
+                for page in [Page::Tasks, Page::Detail, Page::Log, Page::Timeline] {
+                    for over in [Over::Nothing, Over::Help, Over::Filter, Over::Ask(Question::Retry)] {
+                        let mut view = scene.view((width, height));
+                        (view.page, view.over) = (page, over);
+                        view.settle(&scene.picture());
+                        drawn(&scene, &view);
+                        let mut buffer = Buffer::empty(Rect::new(0, 0, width, height));
+                        let nothing = Picture { runs: &[], run: None, output: &empty, ..scene.picture() };
+                        draw(&mut buffer, &nothing, &view);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_colours_there_are_none_and_the_selection_is_seen() {
+        let mut scene = Scene::new();
+        let view = scene.view((80, 24));
+        let coloured =
+            |buffer: &Buffer| buffer.content().iter().filter(|c| c.fg != Color::Reset || c.bg != Color::Reset).count();
+        let buffer = drawn(&scene, &view);
+        assert_eq!(coloured(&buffer), 0);
+        let marked: Vec<_> = buffer.content().iter().filter(|c| c.modifier.contains(Modifier::REVERSED)).collect();
+        assert_eq!(marked.len(), 80);
+        scene.colour = true;
+        assert!(coloured(&drawn(&scene, &view)) > 20);
+    }
+
+    #[test]
+    fn of_a_long_plan_only_what_is_seen_is_drawn() {
+        let mut scene = Scene::new();
+        let tasks: Vec<_> = (0..5000).map(|n| crate::logic::simulation::task(&format!("t{n}"))).collect();
+        scene.plan.tasks = tasks;
+        scene.state = crate::logic::state::State::new(&scene.plan);
+        let mut view = scene.view((80, 24));
+        view.task = 4321;
+        view.settle(&scene.picture());
+        let shown = text(&drawn(&scene, &view));
+        assert!(shown.contains("t4321") && !shown.contains("t4300") && shown.lines().count() == 24, "{shown}");
+    }
+
+    #[test]
+    fn durations_fit_a_column() {
+        for (ms, text) in [(90, "0.0s"), (6190, "6.1s"), (59_999, "59s"), (200_000, "3m20s"), (7_500_000, "2h05m")] {
+            assert_eq!(short(ms), text);
+        }
+        assert_eq!(short(273_600_000), "3d04h");
+    }
+
+    #[test]
+    fn wide_characters_are_counted_by_columns() {
+        assert_eq!(fit("漢字漢字", 5), "漢字…");
+        assert_eq!(fit("漢字", 4), "漢字");
+        assert_eq!(fit("abc", 2), "a…");
+        assert_eq!(fit("abc", 0), "…");
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
     }
 }

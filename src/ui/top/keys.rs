@@ -212,7 +212,8 @@ mod tests {
         assert_eq!(keys.next(), Some(Key::Char('漢')));
         keys.feed(b"\x1b");
         assert_eq!((keys.next(), keys.settle(), keys.is_pending()), (None, Some(Key::Escape), false));
-        assert_eq!(typed(&[b"\x1b[".as_slice(), &[b'1'; 100], b"q"].concat()).last(), Some(&Key::Char('q')));
+        keys.feed(&[b"\x1b[".as_slice(), &[b'1'; 100]].concat());
+        assert_eq!((keys.next(), keys.is_pending()), (None, false), "nobody waits for ever");
     }
 
     #[test]

@@ -10,5 +10,7 @@ pub mod layout;
 pub mod past;
 pub mod picture;
 pub mod screen;
+#[cfg(test)]
+mod testing;
 pub mod view;
 pub mod window;

@@ -3,6 +3,8 @@
 
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
+use std::panic;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -42,6 +44,7 @@ pub struct Screen {
 impl Screen {
     /// Takes the terminal over.
     pub fn enter() -> io::Result<Screen> {
+        restore_on_panic();
         let mut screen = Screen::default();
         screen.take()?;
         Ok(screen)
@@ -109,5 +112,83 @@ pub fn restore() {
         // There is nobody left to tell where the terminal has gone.
         drop(poll::write_unless(poll::stdout(), LEAVE, None, PATIENCE));
         drop(disable_raw_mode());
+    }
+}
+
+/// A panic ends the process without dropping anything: what it says has to stand on the usual screen.
+fn restore_on_panic() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            restore();
+            tell(info);
+        }));
+    });
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::process::{Command, Stdio};
+
+    use nix::pty::{Winsize, openpty};
+    use nix::sys::termios::tcgetattr;
+
+    const PLANTED: &str = "CPW_TEST_PANICS_ON_A_SCREEN";
+
+    #[test]
+    fn a_panic_gives_the_terminal_back_before_it_is_told() {
+        const TEST: &str = "ui::top::screen::tests::a_panic_gives_the_terminal_back_before_it_is_told";
+        if std::env::var_os(PLANTED).is_some() {
+            let mut screen = Screen::enter().unwrap();
+            let (quiet, _keep) = std::io::pipe().unwrap();
+            screen
+                .show((80, 24), quiet.as_fd(), |buffer| {
+                    buffer.set_stringn(0, 0, "picture", 80, ratatui::style::Style::new());
+                })
+                .unwrap();
+            panic!("planted");
+        }
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(Some(&size), None).unwrap();
+        let before = tcgetattr(&pty.slave).unwrap();
+        let side = || Stdio::from(pty.slave.try_clone().unwrap());
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([TEST, "--exact", "--nocapture", "--test-threads=1"]).env(PLANTED, "1");
+        let mut child = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        drop(command);
+        let mut shows = File::from(pty.master);
+        let mut written = Vec::new();
+        let mut bytes = [0; 4096];
+        // What it says last. Reading goes on beside it: a terminal that nobody reads holds a program up.
+        while !String::from_utf8_lossy(&written).contains("planted") {
+            let n = shows.read(&mut bytes).unwrap();
+            written.extend_from_slice(&bytes[..n]);
+        }
+        let written = String::from_utf8_lossy(&written);
+        let at = |text: &[u8]| written.find(std::str::from_utf8(text).unwrap());
+        assert!(at(ENTER) < at(b"picture") && at(b"picture") < at(LEAVE) && at(LEAVE) < at(b"planted"), "{written:?}");
+        assert!(at(ENTER).is_some());
+        assert!(tcgetattr(&pty.slave).unwrap() == before, "the modes of the terminal are others");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_picture_that_was_cut_short_is_drawn_whole_the_next_time() {
+        let mut screen = Screen { before: Some(Buffer::empty(Rect::new(0, 0, 4, 1))) };
+        let (ready, mut ring) = std::io::pipe().unwrap();
+        ring.write_all(b"!").unwrap();
+        screen
+            .show((4, 1), ready.as_fd(), |buffer| {
+                buffer.set_stringn(0, 0, "text", 4, ratatui::style::Style::new());
+            })
+            .unwrap();
+        assert!(screen.before.is_none());
     }
 }

@@ -99,7 +99,7 @@ pub struct View {
     /// See `first_run`.
     pub first_worker: usize,
     /// The run that the selection of a task belongs to.
-    settled: Option<RunId>,
+    pub(super) settled: Option<RunId>,
 }
 
 /// What a key asks for that the view cannot do by itself.
@@ -433,4 +433,165 @@ pub fn chosen(run: Opened<'_>, filter: &str) -> Vec<usize> {
 /// Where `task` stands among those that are listed, or the next one.
 fn place(chosen: &[usize], task: usize) -> usize {
     chosen.partition_point(|i| *i < task).min(chosen.len().saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ui::top::testing::Scene;
+
+    fn press(view: &mut View, scene: &Scene, keys: &[Key]) -> Action {
+        let mut last = Action::Nothing;
+        for key in keys {
+            last = view.key(*key, &scene.picture());
+            view.settle(&scene.picture());
+        }
+        last
+    }
+
+    fn chars(text: &str) -> Vec<Key> {
+        text.chars().map(Key::Char).collect()
+    }
+
+    #[test]
+    fn it_begins_with_what_went_wrong_and_the_arrows_move_on() {
+        let scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        assert_eq!(scene.plan.tasks[view.task].id.as_str(), "evil");
+        press(&mut view, &scene, &[Key::Up, Key::Char('k')]);
+        assert_eq!(view.task, 2);
+        press(&mut view, &scene, &[Key::End, Key::Down]);
+        assert_eq!(view.task, 6);
+        press(&mut view, &scene, &[Key::Home, Key::Up, Key::Char('n')]);
+        assert_eq!(view.task, 1);
+        press(&mut view, &scene, &[Key::Tab, Key::Tab, Key::Down]);
+        assert_eq!((view.pane, view.run.as_ref()), (Pane::Runs, Some(&scene.rows[1].id)));
+    }
+
+    #[test]
+    fn nothing_is_cancelled_without_a_clear_yes() {
+        let scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        assert!(matches!(press(&mut view, &scene, &chars("c")), Action::Say(why) if why.contains("already")));
+        view.task = 1;
+        for no in [Key::Char('n'), Key::Enter, Key::Escape, Key::Char('c')] {
+            assert_eq!(press(&mut view, &scene, &chars("c")), Action::Nothing);
+            assert_eq!(view.over, Over::Ask(Question::CancelTask(1)));
+            assert!(matches!(press(&mut view, &scene, &[no]), Action::Say(_)), "{no:?}");
+            assert_eq!(view.over, Over::Nothing);
+        }
+        assert_eq!(press(&mut view, &scene, &chars("cy")), Action::Cancel(Some(1)));
+        press(&mut view, &scene, &[Key::BackTab]);
+        assert_eq!(press(&mut view, &scene, &chars("cy")), Action::Cancel(None), "in the list of runs it is the run");
+        press(&mut view, &scene, &[Key::Tab]);
+        assert_eq!(press(&mut view, &scene, &chars("tcy")), Action::Cancel(None), "on the timeline too");
+    }
+
+    #[test]
+    fn a_question_goes_with_the_run_that_it_was_asked_of() {
+        let mut scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        view.task = 1;
+        press(&mut view, &scene, &chars("c"));
+        scene.rows.remove(0);
+        view.settle(&scene.picture());
+        assert_eq!(view.over, Over::Nothing);
+    }
+
+    #[test]
+    fn only_a_run_that_has_ended_is_run_again() {
+        let mut scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        assert!(matches!(press(&mut view, &scene, &chars("r")), Action::Say(why) if why.contains("goes on")));
+        scene.end();
+        assert_eq!(press(&mut view, &scene, &chars("ry")), Action::Retry);
+        assert!(matches!(press(&mut view, &scene, &chars("c")), Action::Say(why) if why.contains("ended")));
+    }
+
+    #[test]
+    fn there_is_a_way_back_from_everywhere() {
+        let scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        for (keys, page) in [("l", Page::Log), ("t", Page::Timeline)] {
+            press(&mut view, &scene, &chars(keys));
+            assert_eq!(view.page, page);
+            assert_eq!(press(&mut view, &scene, &[Key::Escape]), Action::Nothing);
+            assert_eq!(view.page, Page::Tasks);
+        }
+        press(&mut view, &scene, &[Key::Enter, Key::Enter, Key::Enter]);
+        assert_eq!(view.page, Page::Log);
+        press(&mut view, &scene, &chars("l?"));
+        assert_eq!((view.page, view.over), (Page::Tasks, Over::Help));
+        assert_eq!(press(&mut view, &scene, &chars("q")), Action::Nothing, "it closes the help");
+        assert_eq!(press(&mut view, &scene, &chars("q")), Action::Leave);
+        assert_eq!(press(&mut view, &scene, &[Key::Escape]), Action::Leave);
+        for over in [Over::Help, Over::Filter, Over::Ask(Question::CancelRun), Over::Nothing] {
+            view.over = over;
+            assert_eq!(view.key(Key::Ctrl('c'), &scene.picture()), Action::Interrupt, "{over:?}");
+        }
+    }
+
+    #[test]
+    fn a_filter_lists_what_has_the_text_and_the_selection_stays_on_it() {
+        let scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        press(&mut view, &scene, &chars("/fla"));
+        let listed = |view: &View| chosen(scene.picture().run.unwrap(), &view.filter);
+        assert_eq!((listed(&view), view.task), (vec![2], 2));
+        press(&mut view, &scene, &[Key::Backspace, Key::Backspace, Key::Backspace]);
+        press(&mut view, &scene, &chars("running"));
+        assert_eq!((listed(&view), view.task), (vec![1], 1), "the state counts as well");
+        press(&mut view, &scene, &[Key::Enter, Key::Down]);
+        assert_eq!(view.task, 1);
+        assert_eq!(press(&mut view, &scene, &[Key::Escape]), Action::Nothing, "it takes the filter away");
+        assert_eq!((listed(&view).len(), view.task), (7, 1));
+        press(&mut view, &scene, &chars("/nowhere"));
+        assert_eq!(listed(&view), [] as [usize; 0]);
+        press(&mut view, &scene, &[Key::Down, Key::Escape]);
+        assert_eq!(view.filter, "");
+    }
+
+    #[test]
+    fn attempts_are_chosen_and_the_last_one_stays_the_last() {
+        let scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        view.task = 2;
+        press(&mut view, &scene, &[Key::Left]);
+        assert_eq!(view.attempt, Some(1));
+        press(&mut view, &scene, &[Key::Left, Key::Right]);
+        assert_eq!(view.attempt, None);
+        press(&mut view, &scene, &[Key::Left, Key::Down]);
+        assert_eq!(view.attempt, None, "another task has other attempts");
+    }
+
+    #[test]
+    fn the_output_is_scrolled_where_it_has_the_screen_or_the_focus() {
+        let scene = Scene::new();
+        let mut view = scene.view((80, 24));
+        press(&mut view, &scene, &chars("l"));
+        assert_eq!(press(&mut view, &scene, &[Key::Up]), Action::Scroll(Scroll::Up(1)));
+        assert_eq!(press(&mut view, &scene, &[Key::PageUp]), Action::Scroll(Scroll::Up(20)));
+        assert_eq!(press(&mut view, &scene, &chars("g")), Action::Scroll(Scroll::Home));
+        assert_eq!(press(&mut view, &scene, &chars("f")), Action::Scroll(Scroll::End));
+        press(&mut view, &scene, &[Key::Escape, Key::Tab]);
+        assert_eq!(view.pane, Pane::Output);
+        assert_eq!(press(&mut view, &scene, &[Key::Down]), Action::Scroll(Scroll::Down(1)));
+    }
+
+    #[test]
+    fn no_key_on_no_size_and_no_run_is_too_much() {
+        let scene = Scene::new();
+        let nothing = crate::ui::top::picture::Picture { runs: &[], run: None, ..scene.picture() };
+        let keys = ["jkgG lltt/x??neefprcyrn", "\u{1b}"];
+        let special = [Key::Up, Key::PageDown, Key::Home, Key::Tab, Key::BackTab, Key::Enter, Key::Left, Key::Escape];
+        for size in [(1, 1), (0, 0), (3, 2), (60, 15), (200, 100)] {
+            for picture in [nothing, scene.picture()] {
+                let mut view = View { size, ..View::default() };
+                for key in keys.iter().flat_map(|k| k.chars()).map(Key::Char).chain(special) {
+                    view.settle(&picture);
+                    view.key(key, &picture);
+                }
+            }
+        }
+    }
 }
