@@ -17,6 +17,7 @@ pub(crate) mod simulation;
 pub mod state;
 pub mod step;
 pub mod taken;
+pub mod timeline;
 pub mod view;
 pub mod vote;
 pub mod wake;

@@ -505,6 +505,7 @@ impl Sim {
             assert_eq!(sched::next_task(&self.state, &self.plan, facts), None);
             assert_eq!(sched::workers_wanted(&self.state, &self.plan, facts), 0);
         }
+        crate::logic::timeline::tests::sound(&self.plan, &self.events);
         // A reader who comes later sees the same.
         let mut again = State::new(&self.plan);
         self.events.iter().for_each(|e| again.apply(e));
