@@ -56,6 +56,8 @@ pub enum Command {
     Events(cmd::events::Args),
     /// Tell a run again, event by event, or show how it stood at one
     Replay(cmd::replay::Args),
+    /// Show where a run's time went: a page for a browser, trace events, or words
+    Trace(cmd::trace::Args),
     /// Wait for tasks, checkpoints, votes, the end of a run, or a call of the session
     Wait(cmd::wait::Args),
     /// Print the result of a task
@@ -169,6 +171,7 @@ pub fn main() -> ExitCode {
         Command::Logs(args) => cmd::logs::run(args),
         Command::Events(args) => cmd::events::run(args),
         Command::Replay(args) => cmd::replay::run(args),
+        Command::Trace(args) => cmd::trace::run(args),
         Command::Wait(args) => cmd::wait::run(args),
         Command::Result(args) => cmd::result::run(args),
         Command::Adopt(args) => cmd::adopt::run(args),

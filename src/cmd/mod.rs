@@ -35,6 +35,7 @@ pub mod signal;
 pub mod status;
 pub mod statusline;
 pub mod top;
+pub mod trace;
 pub mod vote;
 pub mod wait;
 pub mod watch;

@@ -3,12 +3,16 @@
 
 pub mod ask;
 pub mod board;
+pub mod bounds;
+pub mod chrome;
 pub mod fit;
 pub mod ledger;
 pub mod lines;
 pub mod live;
 pub mod overview;
+pub mod page;
 pub mod paint;
+pub mod picture;
 pub mod prefix;
 pub mod print;
 pub mod report;
