@@ -27,7 +27,7 @@ use crate::ui::print;
 use crate::ui::when;
 
 /// Runs older than this are removed where nothing else is said.
-const OLDER: Span = Span::from_secs(14 * 24 * 3600);
+pub(super) const OLDER: Span = Span::from_secs(14 * 24 * 3600);
 
 /// After this long a folder without a run is no run that is just beginning.
 const BEGUN: Duration = Duration::from_hours(1);
@@ -142,7 +142,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..10_000 => format!("{bytes} bytes"),
         10_000..10_000_000 => format!("{} KB ({bytes} bytes)", bytes / 1000),

@@ -1,7 +1,12 @@
 //! `cpw doctor`: what keeps cpw from working here, and what to do about it. A list of small checks; none of them changes
 //! anything but a file of its own that it takes away again.
 
-use std::path::{Path, PathBuf};
+mod left;
+mod wiring;
+
+use std::path::Path;
+
+use serde_json::json;
 
 use crate::actor::{crew, planner};
 use crate::base::env;
@@ -10,7 +15,7 @@ use crate::base::hex;
 use crate::base::text::one_line;
 use crate::cmd::{checkup, find, hold};
 use crate::logic::view::View;
-use crate::model::{config, json, settings};
+use crate::model::{self, config};
 use crate::store::file;
 use crate::store::home;
 use crate::store::hooklog;
@@ -21,7 +26,6 @@ use crate::store::trust::{self, Trust};
 use crate::sys::bell;
 use crate::sys::dir::Dir;
 use crate::sys::fsinfo::{self, Locks};
-use crate::sys::process;
 use crate::ui::paint::Paint;
 use crate::ui::print;
 
@@ -39,12 +43,16 @@ const MAX_RUNS: usize = 200;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     cpw doctor               in a project's folder\n  \
-    cpw doctor 20261121-10   one run: its log, its workers, what is wrong with it and what can be done\n\n\
-    Nothing is changed.\n\
+    cpw doctor 20261121-10   one run: its log, its workers, what is wrong with it and what can be done\n  \
+    cpw doctor --json        for programs\n\n\
+    Nothing is changed. One of the hook calls in the settings is made as it stands there, for a session that there is not.\n\
     Exit code: 0 nothing is broken (warnings may be shown) · 1 something is")]
 pub struct Args {
     /// The run: its id or a unique beginning of it
     run: Option<String>,
+    /// Print one JSON object: `broken`, and `checks` with `name`, `finding` (ok, note, warn, error), `text` and `remedy`
+    #[arg(long)]
+    json: bool,
 }
 
 /// How a check came out.
@@ -58,6 +66,17 @@ pub enum Finding {
     Warn,
     /// It does not work.
     Error,
+}
+
+impl Finding {
+    fn word(self) -> &'static str {
+        match self {
+            Finding::Ok => "ok",
+            Finding::Note => "note",
+            Finding::Warn => "warn",
+            Finding::Error => "error",
+        }
+    }
 }
 
 /// One thing that was looked at.
@@ -94,6 +113,14 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         None => checks(&project),
         Some(given) => checkup::of(&find::run(&project, Some(given))?),
     };
+    let broken = checks.iter().any(|c| c.finding == Finding::Error);
+    let exit = if broken { Exit::Failed } else { Exit::Ok };
+    if args.json {
+        let of = |c: &Check| json!({"name": c.name, "finding": c.finding.word(), "text": c.text, "remedy": c.remedy});
+        let all: Vec<_> = checks.iter().map(of).collect();
+        print::out(format_args!("{:#}", json!({"version": 1, "broken": broken, "checks": all})));
+        return Ok(exit);
+    }
     let paint = Paint::for_stdout();
     let width = checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
     for check in &checks {
@@ -109,36 +136,23 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             print::out(format_args!("  {:<width$}  {}", "", paint.bold(format_args!("→ {remedy}"))));
         }
     }
-    let broken = checks.iter().any(|c| c.finding == Finding::Error);
-    Ok(if broken { Exit::Failed } else { Exit::Ok })
+    Ok(exit)
 }
 
 /// All checks, in the order in which they are shown.
 pub fn checks(project: &Path) -> Vec<Check> {
-    let mut out = vec![program(), switched_off(project), state()];
+    let mut out = vec![wiring::on_path(), switched_off(project), state()];
+    let own = home::State::existing().ok().flatten();
     out.push(config(project));
-    out.push(hooks(project));
-    out.extend(hold::older_wiring(&settings_files(project), MAX_SETTINGS));
+    out.extend(wiring::checks(project));
+    out.push(left::last_seen(project, own.as_ref()));
     out.push(hold::check(project));
     out.extend(file_system(project));
     out.push(runs(project));
+    out.extend(left::over(project, own.as_ref()));
     out.extend(lost_rewrites(project));
     out.push(hook_errors());
     out
-}
-
-fn program() -> Check {
-    let path = process::exe_path().map(|p| p.display().to_string()).unwrap_or_default();
-    let linked = if cfg!(target_feature = "crt-static") { "static" } else { "dynamic" };
-    let text = format!("cpw {} ({linked}) at {path}", env!("CARGO_PKG_VERSION"));
-    let on_path = std::env::var_os("PATH")
-        .is_some_and(|dirs| std::env::split_paths(&dirs).any(|dir| dir.is_absolute() && dir.join("cpw").is_file()));
-    if on_path {
-        Check::new("program", Finding::Ok, text)
-    } else {
-        Check::new("program", Finding::Warn, format!("{text}, which is not on PATH"))
-            .remedy("put its folder on PATH; hooks wired by `cpw init` without --local look for it there")
-    }
 }
 
 fn switched_off(project: &Path) -> Check {
@@ -187,7 +201,7 @@ fn config(project: &Path) -> Check {
                 approval(project, &bytes, &format!("{}: {rules}", project::CONFIG))
             }
             Err(problems) => {
-                Check::new(NAME, Finding::Error, format!("{}:\n{}", project::CONFIG, json::list(&problems)))
+                Check::new(NAME, Finding::Error, format!("{}:\n{}", project::CONFIG, model::json::list(&problems)))
                     .remedy("mend them, then `cpw allow`; until then prompts start nothing here")
             }
         },
@@ -212,32 +226,6 @@ fn approval(project: &Path, bytes: &[u8], text: &str) -> Check {
         Ok(Trust::Unknown) => not("not approved"),
         Err(e) => Check::new(NAME, Finding::Error, format!("{text}; its approval cannot be read: {e:#}"))
             .remedy("`cpw allow` writes it anew"),
-    }
-}
-
-/// Where the client looks for hooks.
-fn settings_files(project: &Path) -> Vec<PathBuf> {
-    let user = std::env::var_os("CLAUDE_CONFIG_DIR")
-        .filter(|v| !v.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".claude")));
-    let own = ["settings.json", "settings.local.json"].map(|name| project.join(".claude").join(name));
-    own.into_iter().chain(user.map(|dir| dir.join("settings.json"))).collect()
-}
-
-fn hooks(project: &Path) -> Check {
-    const NAME: &str = "hooks";
-    let wired = |path: &PathBuf| {
-        let bytes = file::read(path, MAX_SETTINGS).ok().flatten().unwrap_or_default();
-        settings::wired(&bytes).is_ok_and(|calls| !calls.is_empty())
-    };
-    let found: Vec<String> =
-        settings_files(project).iter().filter(|p| wired(p)).map(|p| p.display().to_string()).collect();
-    match found.len() {
-        0 => Check::new(NAME, Finding::Warn, "no settings file of Claude Code calls cpw")
-            .remedy("`cpw init`, or `cpw init --user` for all projects"),
-        1 => Check::new(NAME, Finding::Ok, format!("wired in {}", found[0])),
-        _ => Check::new(NAME, Finding::Note, format!("wired more than once: {}", found.join(", "))),
     }
 }
 

@@ -175,6 +175,65 @@ pub fn uninstall(bytes: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
     })
 }
 
+/// A command that the client calls for an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// The event.
+    pub event: String,
+    /// For which tools, as it is written; none: for all.
+    pub matcher: Option<String>,
+    /// The command: a program where there are `args`, else a line for a shell.
+    pub command: String,
+    /// Its arguments.
+    pub args: Option<Vec<String>>,
+    /// Whether it is one of cpw.
+    pub ours: bool,
+}
+
+impl Call {
+    /// Whether the client makes it for a tool: a matcher of letters, digits, `_`, `-`, `,`, `|` and spaces is a list of names,
+    /// any other an expression that may stand anywhere in the name.
+    pub fn sees(&self, tool: &str) -> bool {
+        let written = match self.matcher.as_deref() {
+            None | Some("" | "*") => return true,
+            Some(written) => written,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-,| ".contains(c);
+        if written.chars().all(plain) {
+            return written.split([',', '|']).any(|name| name.trim() == tool);
+        }
+        // One that we cannot read may mean anything.
+        regex::Regex::new(written).map_or(true, |expression| expression.is_match(tool))
+    }
+}
+
+/// The commands that a settings file calls, of cpw and others.
+pub fn calls(bytes: &[u8]) -> Result<Vec<Call>, Refused> {
+    let text = utf8(bytes)?;
+    if is_blank(text) {
+        return Ok(Vec::new());
+    }
+    let document = Document::read(text, false)?;
+    let mut calls = Vec::new();
+    for event in &document.events {
+        for group in &event.groups {
+            let matcher = group.matcher.as_ref().and_then(Value::as_str).map(str::to_owned);
+            for handler in &group.handlers {
+                let Some(command) = handler.value.get("command").and_then(Value::as_str) else { continue };
+                let words = |args: &Vec<Value>| args.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+                calls.push(Call {
+                    event: event.name.clone(),
+                    matcher: matcher.clone(),
+                    command: command.to_owned(),
+                    args: handler.value.get("args").and_then(Value::as_array).map(words),
+                    ours: handler.ours.is_some(),
+                });
+            }
+        }
+    }
+    Ok(calls)
+}
+
 /// The calls of cpw that a settings file makes: event, and the command as it is written there.
 pub fn wired(bytes: &[u8]) -> Result<Vec<(String, String)>, Refused> {
     let text = utf8(bytes)?;

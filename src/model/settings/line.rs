@@ -130,14 +130,13 @@ pub(super) fn find(document: &Document<'_>) -> Result<Option<Found>, Refused> {
     let Value::String(command) = command else {
         return Err(scan.refuse(item.value, format!("the \"command\" of \"{KEY}\" is not a text that cpw can read")));
     };
-    let span = item.value..item.end;
-    let raw = &document.text[span.start + 1..span.end - 1];
+    let raw = &document.text[item.value + 1..item.end - 1];
     let call = match read(&command) {
         Some((head, before)) => Call::Ours(before.map(|before| behind(raw, &head, before))),
         None if calls_us(&command) => Call::ByHand,
         None => Call::Other(Before { raw: raw.to_owned(), command }),
     };
-    Ok(Some(Found { span, call }))
+    Ok(Some(Found { span: item.value..item.end, call }))
 }
 
 impl Found {
@@ -188,22 +187,22 @@ const SHARED: &str = "command -v cpw >/dev/null 2>&1 && exec cpw statusline";
 
 /// Takes a command of our making apart: what stands in front of the one that was there before, and that.
 fn read(command: &str) -> Option<(String, Option<String>)> {
-    let rest = match command.strip_prefix(SHARED) {
-        Some(rest) => rest,
-        None => {
-            let rest = command.strip_prefix("[ -x ")?;
-            let (path, behind) = first_word(rest)?;
-            let written = &rest[..rest.len() - behind.len()];
-            let behind = behind.strip_prefix(" ] && exec ")?.strip_prefix(written)?.strip_prefix(" statusline")?;
-            path.ends_with("/cpw").then_some(behind)?
-        }
-    };
+    let rest = command.strip_prefix(SHARED).or_else(|| behind_exec(command))?;
     if rest.strip_prefix("; ") == Some(NOTHING) {
         return Some((String::new(), None));
     }
     let (before, tail) = first_word(rest.strip_prefix(" --wrap ")?)?;
     let tail = tail.strip_prefix("; ")?;
     Some((command[..command.len() - tail.len()].to_owned(), Some(before)))
+}
+
+/// What stands behind a call of cpw by its path.
+fn behind_exec(command: &str) -> Option<&str> {
+    let rest = command.strip_prefix("[ -x ")?;
+    let (path, behind) = first_word(rest)?;
+    let written = &rest[..rest.len() - behind.len()];
+    let behind = behind.strip_prefix(" ] && exec ")?.strip_prefix(written)?.strip_prefix(" statusline")?;
+    path.ends_with("/cpw").then_some(behind)
 }
 
 /// Whether a command calls `cpw statusline` at all.
