@@ -65,9 +65,9 @@ fn blocks(text: &str) -> (Vec<(String, String)>, String) {
     (found, rest)
 }
 
-/// What stands between backquotes in the text.
+/// What stands between backquotes in the text; in a table a bar is escaped.
 fn quoted(text: &str) -> Vec<String> {
-    Regex::new("`([^`\n]+)`").unwrap().captures_iter(text).map(|c| c[1].to_owned()).collect()
+    Regex::new("`([^`\n]+)`").unwrap().captures_iter(text).map(|c| c[1].replace("\\|", "|")).collect()
 }
 
 /// Every name of a property, wherever it stands in a schema, as `parent.name`, and every fixed value of one.
@@ -391,8 +391,11 @@ fn judge(text: &str) -> Result<(), String> {
     }
     match () {
         () if has("seq") => fits(&event, &event, &value, "$"),
-        () if has("when") => fits(&config, &config["$defs"]["rule"], &value, "$"),
-        () if has("rules") => fits(&config, &config, &value, "$"),
+        () if has("when") => judge(&json!({"version": 1, "rules": [value]}).to_string()),
+        () if has("rules") => {
+            fits(&config, &config, &value, "$")?;
+            cpw::model::config::check(text.as_bytes()).map(drop).map_err(|problems| format!("{problems:#?}"))
+        }
         () if has("tasks") => fits(&plan, &plan, &value, "$"),
         // An entry of the client's settings.
         () if value["type"] == "command" => Ok(()),
