@@ -254,7 +254,7 @@ fn every_command_is_one_that_cpw_understands() {
         let shown = blocks.iter().filter(|(mark, _)| matches!(mark.as_str(), "sh" | "text" | "console"));
         let lines = shown.flat_map(|(_, block)| block.lines().map(|l| (true, l.trim_start_matches("$ ").to_owned())));
         // What is shortened (`cpw lease …`) or has choices in it is a way of speaking.
-        let spoken = |line: &String| line.contains(['…', '[', '<', '\\']) && !line.contains('\'');
+        let spoken = |line: &String| line.contains(['…', '▸', '[', '<', '\\']) && !line.contains('\'');
         let named = quoted(&text).into_iter().filter(|q| !spoken(q)).map(|line| (false, line));
         for (whole, line) in lines.chain(named) {
             // `cpw` alone is its name.
