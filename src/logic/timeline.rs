@@ -668,7 +668,10 @@ impl<'p> Recorder<'p> {
     }
 
     fn close_lease(&mut self, claimed: Claimed, held: bool) {
-        let at = Stretch::new(claimed.at, self.lease_now);
+        // A lease is over with its holder, and said to be only once somebody else looks.
+        let ended = claimed.attempt.map(|a| &self.attempts[a]).filter(|a| a.closed.is_some());
+        let to = ended.map_or(self.lease_now, |attempt| self.lease_now.min(attempt.ran.to));
+        let at = Stretch::new(claimed.at, to);
         if let Some(attempt) = claimed.attempt.filter(|_| !held).map(|a| &mut self.attempts[a]) {
             let last = attempt.leased.last().map_or(Micros::MIN, |s| s.to);
             let end = if attempt.closed.is_some() { attempt.ran.to } else { Micros::MAX };

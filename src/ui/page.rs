@@ -285,7 +285,7 @@ impl<'p> Page<'p> {
         let mut at = run.from;
         while at <= self.edge {
             let left = self.left(at);
-            let right = if left > 94.0 { " class=r" } else { "" };
+            let right = if left > 94.0 { " class=e" } else { "" };
             let label = if at == run.from { "0 s".to_owned() } else { span(at - run.from) };
             self.add(format_args!("<span{right} style=\"left:{}%\">{label}</span>", short(left)));
             let _ = write!(lines, "<i style=\"left:{}%\"></i>", short(left));
