@@ -668,10 +668,8 @@ mod tests {
 
     use super::*;
     use crate::base::ids::SessionId;
-    use crate::logic::simulation::{plan, task};
-    use crate::model::event::{
-        Body, Done, Draft, Ended, Event, Process, Progress, RunEnded, RunStarted, Started, Verdict,
-    };
+    use crate::logic::simulation::{plan, run_started, task};
+    use crate::model::event::{Body, Done, Draft, Ended, Event, Process, Progress, RunEnded, Started, Verdict};
 
     const BEGUN: i64 = 1_795_282_375_000;
 
@@ -691,20 +689,8 @@ mod tests {
             plan.rule = Some("analyze".into());
             plan.session = SessionId::new("0d7c21db-c86a-4ce8-8596-eab74720765d").ok();
             let mut told = Told { state: State::new(&plan), plan };
-            let started = RunStarted {
-                v: 1,
-                plan_sha256: String::new(),
-                session: told.plan.session.as_ref().map(ToString::to_string),
-                prompt_id: Some("p".into()),
-                rule: None,
-                trace: String::new(),
-                max_workers: 4,
-                boot_id: "boot".into(),
-                mono_ms: 0,
-                cpw: String::new(),
-                client: None,
-            };
-            told.tell(Draft::run(Body::RunStarted(started)), 0);
+            let started = run_started(&told.plan, "boot");
+            told.tell(Draft::run(started), 0);
             told
         }
 
