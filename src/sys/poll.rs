@@ -103,6 +103,20 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_nothing_holds_nobody_up() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (asked, mut ask) = std::io::pipe().unwrap();
+        let much = vec![b'x'; 1_000_000];
+        let patience = Duration::from_millis(50);
+        assert!(write_unless(writer.as_fd(), b"little", None, patience).unwrap());
+        assert!(!write_unless(writer.as_fd(), &much, None, patience).unwrap(), "nobody reads");
+        ask.write_all(b"!").unwrap();
+        assert!(!write_unless(writer.as_fd(), &much, Some(asked.as_fd()), Duration::MAX).unwrap(), "asked to stop");
+        drop(reader);
+        assert!(write_unless(writer.as_fd(), b"more", None, patience).is_err());
+    }
+
+    #[test]
     fn a_short_timeout_is_waited_for_in_full() {
         let (quiet, _keep) = std::io::pipe().unwrap();
         let start = Instant::now();

@@ -201,6 +201,28 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_the_screen_wakes_and_hides_no_wish_to_end() {
+        const TEST: &str = "sys::signals::tests::a_change_of_the_screen_wakes_and_hides_no_wish_to_end";
+        if role().is_some() {
+            use nix::sys::signal::raise;
+            let termination = catch_termination().unwrap();
+            catch_screen(&termination).unwrap();
+            raise(Signal::SIGWINCH).unwrap();
+            assert_eq!(wait(&[termination.fd()], Some(LONG)).unwrap(), [true]);
+            assert_eq!((termination.take(), Screen::take()), (None, Screen::default()));
+            for signal in [Signal::SIGTERM, Signal::SIGTSTP, Signal::SIGCONT, Signal::SIGWINCH] {
+                raise(signal).unwrap();
+            }
+            assert_eq!(termination.take(), Some(Signal::SIGTERM as i32));
+            assert_eq!(Screen::take(), Screen { stop: true, continued: true });
+            assert_eq!(wait(&[termination.fd()], Some(SHORT)).unwrap(), [false]);
+            return;
+        }
+        let (output, code, _) = run_again(TEST, "catches");
+        assert_eq!(code, Some(0), "{output}");
+    }
+
+    #[test]
     fn a_deadline_ends_the_process_with_success_whatever_it_does() {
         const TEST: &str = "sys::signals::tests::a_deadline_ends_the_process_with_success_whatever_it_does";
         match role().as_deref() {

@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_window_moves_through_a_file_and_back() {
-        let text: String = (0..100).map(|n| format!("{n}\n")).collect();
+        let text = (0..100).map(|n| n.to_string()).collect::<Vec<_>>().join("\n") + "\n";
         let (mut reader, _temp) = window(text.as_bytes(), 3);
         assert_eq!(lines(&reader), ["97", "98", "99"]);
         reader.scroll(0, Scroll::Up(2), 3);

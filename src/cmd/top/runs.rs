@@ -34,7 +34,9 @@ pub(super) struct Whole {
     pub(super) run: Run,
     past: Past,
     tape: Option<Tape>,
-    /// Only while it goes on.
+    /// Whether it goes on, as of the last look.
+    is_open: bool,
+    /// Only while it does, and where one can be hung: otherwise it is looked at by the clock.
     bell: Option<Bell>,
     vigil: Vigil,
     said: Option<String>,
@@ -151,12 +153,12 @@ impl Runs {
 
     /// The longest time without a look.
     pub(super) fn longest(&self) -> Option<Duration> {
-        self.wholes().filter(|whole| whole.bell.is_some()).map(|whole| whole.vigil.longest()).min()
+        self.wholes().filter(|whole| whole.is_open).map(|whole| whole.vigil.longest()).min()
     }
 
     /// Whether the picture changes by time alone.
     pub(super) fn moves(&self) -> bool {
-        self.wholes().any(|w| w.bell.is_some() && !(w.run.state.running.is_empty() && w.run.state.retrying.is_empty()))
+        self.wholes().any(|w| w.is_open && !(w.run.state.running.is_empty() && w.run.state.retrying.is_empty()))
     }
 }
 
@@ -190,17 +192,29 @@ fn broken(e: RunError) -> Known {
 
 impl Whole {
     fn open(folder: &RunDir) -> Result<Whole, RunError> {
-        // Hung before the log is read, so that nothing happens unheard in between. Without one it is looked at by the clock.
+        // Hung before the log is read, so that nothing happens unheard in between.
         let bell = bells::hang(folder, &Concern::All).ok();
         let run = folder.open_run()?;
-        let bell = bell.filter(|_| run.state.view.ended.is_none());
-        let vigil = Vigil::default();
-        Ok(Whole { run, past: Past::default(), tape: None, bell, vigil, said: None, stalled: BTreeSet::new() })
+        let is_open = run.state.view.ended.is_none();
+        Ok(Whole {
+            run,
+            past: Past::default(),
+            tape: None,
+            is_open,
+            bell: bell.filter(|_| is_open),
+            vigil: Vigil::default(),
+            said: None,
+            stalled: BTreeSet::new(),
+        })
     }
 
     fn refresh(&mut self) -> Result<(), RunError> {
-        let Some(bell) = &self.bell else { return Ok(()) };
-        bell.drain();
+        if !self.is_open {
+            return Ok(());
+        }
+        if let Some(bell) = &self.bell {
+            bell.drain();
+        }
         match self.run.refresh() {
             Ok(()) | Err(LogError::Busy) => {}
             Err(e) => return Err(self.run.folder.told(e)),
@@ -209,7 +223,7 @@ impl Whole {
             self.tend();
         }
         if self.run.state.view.ended.is_some() {
-            (self.bell, self.said) = (None, None);
+            (self.is_open, self.bell, self.said) = (false, None, None);
             self.vigil = Vigil::default();
         }
         self.stalled = stalled(&self.run.state);
