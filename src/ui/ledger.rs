@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 
-use ratatui::text::Span;
 use serde_json::Value;
 
 use crate::base::text::one_line;
@@ -11,6 +10,7 @@ use crate::logic::retell::Change;
 use crate::logic::state::State;
 use crate::model::event::{Body, Event};
 use crate::model::plan::Plan;
+use crate::ui::fit;
 use crate::ui::lines::{self, Mark};
 use crate::ui::paint::Paint;
 use crate::ui::when;
@@ -55,7 +55,7 @@ impl Ledger {
         };
         let text = match self.columns {
             None => about.text,
-            Some(columns) => fit(&about.text, columns.saturating_sub(visible(&head))),
+            Some(columns) => fit::cut(&about.text, columns.saturating_sub(visible(&head))),
         };
         format!("{head}{text}").trim_end().to_owned() + "\n"
     }
@@ -130,32 +130,13 @@ impl About {
 
 /// The columns that a text takes, its colours aside.
 fn visible(text: &str) -> usize {
-    let mut columns = 0;
+    let mut taken = 0;
     let mut rest = text;
     while let Some(at) = rest.find('\x1b') {
-        columns += Span::raw(&rest[..at]).width();
+        taken += fit::columns(&rest[..at]);
         rest = rest[at..].split_once('m').map_or("", |(_, rest)| rest);
     }
-    columns + Span::raw(rest).width()
-}
-
-/// The beginning of a text that takes so many columns at most; a cut is marked.
-fn fit(text: &str, columns: usize) -> String {
-    if Span::raw(text).width() <= columns {
-        return text.to_owned();
-    }
-    let mut taken = 0;
-    let mut cut = String::new();
-    let mut bytes = [0; 4];
-    for c in text.chars() {
-        taken += Span::raw(&*c.encode_utf8(&mut bytes)).width();
-        if taken >= columns {
-            break;
-        }
-        cut.push(c);
-    }
-    cut.push('…');
-    cut
+    taken + fit::columns(rest)
 }
 
 #[cfg(test)]
@@ -201,15 +182,6 @@ mod tests {
     #[test]
     fn a_pipe_gets_whole_rows_and_what_has_changed() {
         insta::assert_snapshot!("rows_with_changes", shown(None, false, true));
-    }
-
-    #[test]
-    fn wide_characters_take_two_columns() {
-        assert_eq!(fit("日本語", 6), "日本語");
-        assert_eq!(fit("日本語", 5), "日本…");
-        assert_eq!(fit("日本語", 4), "日…");
-        assert_eq!(fit("abc", 0), "…");
-        assert_eq!(visible("a\x1b[31mb日\x1b[0m"), 4);
     }
 
     #[test]
