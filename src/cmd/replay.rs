@@ -247,6 +247,7 @@ impl Story<'_> {
                     None => self.end(),
                 },
                 Some(Step::Back) => self.jump(self.at().saturating_sub(1))?,
+                Some(Step::Go(0)) => self.jump(0)?,
                 Some(Step::Go(seq)) => self.jump(seq)? + &self.state(),
                 None => format!("{HELP}\n"),
             };
