@@ -157,10 +157,10 @@ mod tests {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).unwrap();
         let before = tcgetattr(&pty.slave).unwrap();
-        let side = || Stdio::from(pty.slave.try_clone().unwrap());
+        let copy = || Stdio::from(pty.slave.try_clone().unwrap());
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([TEST, "--exact", "--nocapture", "--test-threads=1"]).env(PLANTED, "1");
-        let mut child = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        let mut child = command.stdin(copy()).stdout(copy()).stderr(copy()).spawn().unwrap();
         drop(command);
         let mut shows = File::from(pty.master);
         let mut written = Vec::new();
