@@ -62,18 +62,33 @@ pub fn sentence(timeline: &Timeline, plan: &Plan) -> String {
     if named.is_empty() {
         return "Nothing has run yet.".into();
     }
-    let text = |&i: &usize| {
+    let text = |(place, &i): (usize, &usize)| {
         let segment = &timeline.path[i];
-        format!("{} {}", step(segment, timeline, plan), span(segment.at.length()))
+        // Whose wait it was says what comes next, where that is named.
+        let who = match segment.what {
+            What::Wait(task, _) if next_task(timeline, named.get(place + 1)) != Some(task) => {
+                format!(" ({})", plan.tasks[task].id)
+            }
+            _ => String::new(),
+        };
+        format!("{}{who} {}", step(segment, timeline, plan), span(segment.at.length()))
     };
     let told: Micros = named.iter().map(|&i| timeline.path[i].at.length()).sum();
     let rest = timeline.run.length() - told;
-    let mut all: Vec<String> = named.iter().map(text).collect();
+    let mut all: Vec<String> = named.iter().enumerate().map(text).collect();
     if rest > least {
         all.push(format!("and {} in {} shorter steps between", span(rest), timeline.path.len() - named.len()));
     }
     let lead = if timeline.ended.is_some() { "Bounded by" } else { "So far" };
     format!("{lead}: {}.", all.join(", then ").replace("then and", "and"))
+}
+
+/// The task that works in a part of the path.
+fn next_task(timeline: &Timeline, place: Option<&usize>) -> Option<usize> {
+    match timeline.path[*place?].what {
+        What::Work(a) => Some(timeline.attempts[a].task),
+        _ => None,
+    }
 }
 
 /// What would have been with a worker for every task that is ready; nothing where that makes no difference to tell of.
@@ -139,6 +154,9 @@ mod tests {
         assert_eq!(text, "So far: build 40 s, then waiting for a free worker 12 s, then test (attempt 2) 8.0 s.");
         let text = unlimited(&timeline).unwrap();
         assert_eq!(text, "With a worker free for every task it would have taken about 48 s instead of 1 min.");
+        let (plan, timeline) = with(&[(40, None), (12, Some(0))], None);
+        let text = sentence(&timeline, &plan);
+        assert_eq!(text, "So far: waiting for a free worker (test) 40 s, then build 12 s.");
         let (_, timeline) = with(&[(40, Some(0))], Some(39));
         assert_eq!(unlimited(&timeline).unwrap(), "More workers would not have made it shorter.");
         let (plan, nothing) = with(&[], None);
