@@ -51,7 +51,8 @@ struct Before {
 /// Puts cpw's line into the status line of a settings file; `None` is a file that does not exist. A command that is there
 /// is wrapped. Returns the input's bytes if there is nothing to do.
 pub fn wire_line(file: Option<&[u8]>, form: &Form) -> Result<Vec<u8>, Refused> {
-    let new = json!({"type": "command", "command": command(form, None)});
+    // The client asks again only when something happens; a run goes on meanwhile. Where none does, an answer costs a millisecond.
+    let new = json!({"type": "command", "command": command(form, None), "refreshInterval": 2});
     let whole = || Style::new().render(&json!({KEY: new}), Some(""));
     let Some(bytes) = file else { return Ok(format!("{}\n", whole()).into_bytes()) };
     let text = utf8(bytes)?;
