@@ -2,7 +2,7 @@
 //! command, it is run as it was said, and what was found is gone.
 
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 #[cfg(test)]
 #[expect(dead_code, reason = "the harness serves several test crates")]

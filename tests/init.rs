@@ -2,7 +2,6 @@
 //! and the message says what to do.
 
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 #[cfg(test)]
 #[expect(dead_code, reason = "the harness serves several test crates")]

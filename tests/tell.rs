@@ -195,7 +195,7 @@ mod tests {
 
         // Between two events the tasks differ by what the second has changed.
         let lines = cpw(&world, &["replay", "--json"]).out;
-        let mut states: BTreeMap<String, Value> = BTreeMap::new();
+        let mut phases: BTreeMap<String, Value> = BTreeMap::new();
         for (seq, line) in (1..).zip(lines.lines()) {
             let event: Value = serde_json::from_str(line).expect("JSON");
             assert_eq!(event["seq"], json!(seq));
@@ -207,13 +207,13 @@ mod tests {
                 .map(|t| (t["task"].as_str().expect("an id").to_owned(), t["state"].clone()))
                 .collect();
             for change in event["changes"].as_array().expect("changes") {
-                let was = states.insert(change["task"].as_str().expect("an id").to_owned(), change["to"].clone());
+                let was = phases.insert(change["task"].as_str().expect("an id").to_owned(), change["to"].clone());
                 assert!(was.is_none() || was.as_ref() == Some(&change["from"]), "{line}");
             }
             if seq == 1 {
-                states = now.clone();
+                phases = now.clone();
             }
-            assert_eq!(now, states, "at event {seq}");
+            assert_eq!(now, phases, "at event {seq}");
         }
         assert_eq!(lines.lines().count(), last);
 
