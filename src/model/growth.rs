@@ -84,11 +84,6 @@ impl Growth {
         Growth { looks }
     }
 
-    /// Whether nothing is known.
-    pub fn is_empty(&self) -> bool {
-        self.looks.is_empty()
-    }
-
     /// By when the first `bytes` of stdout (0) or stderr (1) were there; `None`: nobody has looked since.
     pub fn seen_ms(&self, stream: usize, bytes: u64) -> Option<u64> {
         let at = self.looks.partition_point(|look| look.bytes[stream] < bytes);
@@ -135,7 +130,7 @@ mod tests {
         let growth = Growth::parse("100 5 0\n200 5 9\n300 8 9\n");
         assert_eq!([1, 5, 6, 8, 9].map(|b| growth.seen_ms(0, b)), [Some(100), Some(100), Some(300), Some(300), None]);
         assert_eq!([1, 9, 10].map(|b| growth.seen_ms(1, b)), [Some(200), Some(200), None]);
-        assert!(Growth::default().is_empty() && Growth::default().seen_ms(0, 1).is_none());
+        assert_eq!(Growth::default().seen_ms(0, 1), None);
     }
 
     #[test]

@@ -248,9 +248,8 @@ impl Stream {
             Next::Hole(n) => self.at + n,
         };
         let end = self.cut.map_or(end, |cut| cut.before(end));
-        let ended =
-            || if self.growth.is_empty() { attempt.ended_ms.map(|_| attempt.since_ms) } else { attempt.ended_ms };
-        let at = self.growth.seen_ms(self.half, end).or_else(ended).unwrap_or(NOW);
+        // What nobody has seen was there at the end at the latest.
+        let at = self.growth.seen_ms(self.half, end).or(attempt.ended_ms).unwrap_or(NOW);
         self.told = at.max(self.told).max(attempt.since_ms);
         Ok(Some((self.told, next)))
     }
@@ -436,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn without_notes_it_follows_in_the_order_of_the_attempts() {
+    fn without_notes_it_follows_in_the_order_in_which_attempts_ended() {
         let mut s = Scene::new([true, false], None);
         for (task, since) in [("b", 1000), ("a", 1500), ("c", 2000)] {
             s.write(task, "out", format!("{task}1\n{task}2\n"));
@@ -447,10 +446,10 @@ mod tests {
         s.done("a", 10);
         let told: Vec<String> = s.read(false).iter().map(|l| l.replace(r"\n", "")).collect();
         let expected = [
-            r#"b0 1000 "b1""#,
-            r#"b0 1000 "b2""#,
-            r#"a0 1500 "a1""#,
-            r#"a0 1500 "a2""#,
+            r#"a0 1510 "a1""#,
+            r#"a0 1510 "a2""#,
+            r#"b0 6000 "b1""#,
+            r#"b0 6000 "b2""#,
             r#"c0 now "c1""#,
             r#"c0 now "c2""#,
         ];
