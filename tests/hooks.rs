@@ -410,6 +410,13 @@ mod tests {
         silent("switched off", &|c| {
             c.env("CPW_DISABLE", "1");
         });
+        silent("files that may not grow", &|c| {
+            let mut limited = Command::new("/bin/sh");
+            limited.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\""]).arg(c.get_program()).args(c.get_args());
+            limited.env_clear().current_dir(world.project());
+            limited.envs(c.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            *c = limited;
+        });
         // Without a state directory nothing was approved; the user may be told.
         let said = all_hooks(&world, "no state directory", |c| {
             c.env("CPW_STATE_DIR", world.path("none"));

@@ -95,6 +95,9 @@ pub fn main(hook: Hook, args: &[OsString]) -> ExitCode {
     let Ok(deadline) = signals::hook_deadline(LIFETIME) else {
         return ExitCode::SUCCESS;
     };
+    if signals::ignore_write_signals().is_err() {
+        return ExitCode::SUCCESS;
+    }
     std::panic::set_hook(Box::new(move |info| {
         note(hook, begun, Some(&format!("internal error: {info}")));
         leave();
