@@ -886,6 +886,23 @@ fn text(line: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&line[..end], line[end..].strip_prefix(b"\"")?))
 }
 
+/// What a field holds that may stand at the beginning of `rest`, and what follows it.
+fn field<'l, T>(
+    rest: &'l [u8],
+    name: &[u8],
+    read: impl FnOnce(&'l [u8]) -> Option<(T, &'l [u8])>,
+) -> Option<(Option<T>, &'l [u8])> {
+    match rest.strip_prefix(name) {
+        Some(value) => read(value).map(|(value, rest)| (Some(value), rest)),
+        None => Some((None, rest)),
+    }
+}
+
+/// Text that stands in JSON as it is.
+fn plain(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control))
+}
+
 impl Event {
     /// Reads one line, without its line feed.
     pub fn decode(line: &[u8]) -> Result<Event, BadLine> {
@@ -904,6 +921,16 @@ impl Event {
         if line.len() >= MAX_LINE {
             return Err(BadLine::TooLong(line.len()));
         }
+        if let Some(event) = Event::decode_usual(line) {
+            return Ok(event);
+        }
+        Event::decode_any(line, misfit)
+    }
+
+    fn decode_any(
+        line: &[u8],
+        misfit: impl FnOnce(serde_json::Error) -> Result<Body, serde_json::Error>,
+    ) -> Result<Event, BadLine> {
         let raw: RawLine<'_> = serde_json::from_slice(line).map_err(BadLine::Json)?;
         let payload = raw.payload.map_or("{}", RawValue::get);
         let body = Body::decode(&raw.t, payload).or_else(misfit).map_err(BadLine::Json)?;
@@ -915,6 +942,28 @@ impl Event {
             attempt: raw.attempt,
             body,
         })
+    }
+
+    /// A line as [`Event::encode_into`] writes it, of a known kind, without what would have to be unescaped outside of its
+    /// payload: three times as fast as any JSON object. `None` where it is another one, which says nothing about the line.
+    fn decode_usual(line: &[u8]) -> Option<Event> {
+        let Head { kind, seq, rest } = Head::of(line)?;
+        let (ts, rest) = text(rest.strip_prefix(b",\"ts\":")?)?;
+        let (worker, rest) = field(rest, b",\"worker\":", text)?;
+        let (task, rest) = field(rest, b",\"task\":", text)?;
+        let (attempt, rest) = field(rest, b",\"attempt\":", number)?;
+        let payload = rest.strip_prefix(b",\"payload\":").filter(|payload| payload.starts_with(b"{"))?;
+        let body = Body::decode(plain(kind)?, std::str::from_utf8(payload).ok()?).ok()?;
+        if body == Body::Unknown {
+            return None;
+        }
+        let worker = worker.map(|worker| plain(worker)?.parse().ok());
+        let task = task.map(|task| TaskId::new(plain(task)?).ok());
+        if worker == Some(None) || task == Some(None) {
+            return None;
+        }
+        let attempt = attempt.map(u32::try_from).transpose().ok()?;
+        Some(Event { seq, ts: plain(ts)?.into(), worker: worker.flatten(), task: task.flatten(), attempt, body })
     }
 
     /// Gives a draft its place and time.
@@ -974,6 +1023,31 @@ mod tests {
         assert!(line.starts_with(b"{\"t\":\"failed\",\"seq\":17,\"ts\":\"2026"));
         assert_eq!(line.split(|b| *b == b'\n').count() - 1, 1);
         assert_eq!(Event::decode(&line[..line.len() - 1]).unwrap(), event);
+    }
+
+    #[test]
+    fn what_is_read_quickly_is_what_is_read_with_care() {
+        let mut quick = 0;
+        for line in include_str!("../../tests/logs/v1/events.jsonl").lines() {
+            assert!(Event::decode_usual(line.as_bytes()).is_some(), "{line}");
+            let mut bytes = line.as_bytes().to_vec();
+            for at in 0..bytes.len() {
+                let was = bytes[at];
+                for other in *b"\"\\{}[],:0 9W\n\x1f\x7f\xff" {
+                    bytes[at] = other;
+                    if let Some(event) = Event::decode_usual(&bytes) {
+                        quick += 1;
+                        let careful = Event::decode_any(&bytes, Err);
+                        assert!(careful.is_ok_and(|e| e == event), "{}", String::from_utf8_lossy(&bytes));
+                    }
+                }
+                bytes[at] = was;
+            }
+            for end in 0..line.len() {
+                assert_eq!(Event::decode_usual(&line.as_bytes()[..end]), None, "{line}");
+            }
+        }
+        assert!(quick > 1000, "{quick}");
     }
 
     #[test]
