@@ -24,7 +24,7 @@ pub struct Cli {
 pub enum Command {
     /// Wire cpw into Claude Code's settings, or take it out again
     Init(cmd::init::Args),
-    /// Show in half a minute what cpw does, without Claude
+    /// Show in six seconds what cpw does, without Claude
     Demo(cmd::demo::Args),
     /// Approve the project's rules: nothing of a project runs before
     Allow(cmd::allow::Args),

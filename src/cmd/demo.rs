@@ -34,7 +34,7 @@ const PROMPT: &str = "Analyze api.py, db.py and ui.py and write report.md";
 /// How long the tasks of [`CONFIG`] take one after the other, in seconds.
 const ONE_BY_ONE: u64 = 1 + 2 + 3 + 5;
 
-/// Show in half a minute what cpw does, without Claude
+/// Show in six seconds what cpw does, without Claude
 ///
 /// Plays a session in a temporary folder: a prompt starts three workers and a fourth task beside them, a read waits for the
 /// worker that has the file, a report gets the results put into it, and the end waits for what still runs. The hooks, the
