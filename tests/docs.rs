@@ -2,8 +2,11 @@
 //! the code without a word about it fails here. And they are true as far as a program can tell: links and the files and tests
 //! that they name are there, every command is one that cpw understands, and every piece of JSON fits its schema.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[cfg(test)]
+#[path = "support/schema.rs"]
+mod judge;
 #[cfg(test)]
 #[path = "support/shell.rs"]
 mod shell;
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 use cpw::hook::Hook;
 use cpw::model::event::Body;
 use cpw::model::schema;
+use judge::fits;
 use regex::Regex;
 use serde_json::{Value, json};
 use shell::{Until, calls, understood};
@@ -273,74 +277,6 @@ fn every_command_is_one_that_cpw_understands() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(seen > 150, "only {seen} commands were found");
-}
-
-/// Whether a value fits a schema, by the words of JSON Schema that ours use; another word fails.
-fn fits(whole: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
-    let wrong = |what: &str| Err(format!("{at}: {what}"));
-    for (word, rule) in schema.as_object().unwrap() {
-        let fit = match word.as_str() {
-            "$schema" | "$defs" | "title" | "description" | "examples" | "format" | "default" => true,
-            "$ref" => {
-                let meant = whole.pointer(rule.as_str().unwrap().trim_start_matches('#')).unwrap();
-                fits(whole, meant, value, at)?;
-                true
-            }
-            "type" => match rule.as_str().unwrap() {
-                "object" => value.is_object(),
-                "array" => value.is_array(),
-                "string" => value.is_string(),
-                "boolean" => value.is_boolean(),
-                "integer" => value.is_i64() || value.is_u64(),
-                "number" => value.is_number(),
-                other => panic!("type {other}"),
-            },
-            "const" => rule == value,
-            "enum" => rule.as_array().unwrap().contains(value),
-            "pattern" => value.as_str().is_none_or(|s| Regex::new(rule.as_str().unwrap()).unwrap().is_match(s)),
-            "minimum" => value.as_f64().is_none_or(|n| n >= rule.as_f64().unwrap()),
-            "maximum" => value.as_f64().is_none_or(|n| n <= rule.as_f64().unwrap()),
-            "exclusiveMinimum" => value.as_f64().is_none_or(|n| n > rule.as_f64().unwrap()),
-            "minItems" => value.as_array().is_none_or(|a| a.len() as u64 >= rule.as_u64().unwrap()),
-            "required" => {
-                let has = |key: &Value| value.get(key.as_str().unwrap()).is_some();
-                !value.is_object() || rule.as_array().unwrap().iter().all(has)
-            }
-            "not" => fits(whole, rule, value, at).is_err(),
-            "anyOf" => rule.as_array().unwrap().iter().any(|one| fits(whole, one, value, at).is_ok()),
-            "oneOf" => rule.as_array().unwrap().iter().filter(|one| fits(whole, one, value, at).is_ok()).count() == 1,
-            "items" => {
-                for (i, item) in value.as_array().into_iter().flatten().enumerate() {
-                    fits(whole, rule, item, &format!("{at}[{i}]"))?;
-                }
-                true
-            }
-            "properties" => {
-                for (key, rule) in rule.as_object().unwrap() {
-                    if let Some(value) = value.get(key) {
-                        fits(whole, rule, value, &format!("{at}.{key}"))?;
-                    }
-                }
-                true
-            }
-            "additionalProperties" => {
-                let known = |key: &str| schema.pointer(&format!("/properties/{key}")).is_some();
-                for (key, value) in value.as_object().into_iter().flatten().filter(|(key, _)| !known(key)) {
-                    match rule {
-                        Value::Bool(false) => return wrong(&format!("{key} is not a key")),
-                        Value::Object(_) => fits(whole, rule, value, &format!("{at}.{key}"))?,
-                        _ => {}
-                    }
-                }
-                true
-            }
-            other => panic!("{at}: this test does not know {other}"),
-        };
-        if !fit {
-            return wrong(&format!("{value} does not fit {word} {rule}"));
-        }
-    }
-    Ok(())
 }
 
 #[test]

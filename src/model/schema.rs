@@ -477,11 +477,11 @@ fn limit(description: &str) -> Value {
     json!({"$ref": "#/$defs/limit", "description": description})
 }
 
-fn words(of: &[&str], description: &str) -> Value {
+pub(super) fn words(of: &[&str], description: &str) -> Value {
     json!({"enum": of, "description": description})
 }
 
-fn list(items: Value, description: &str) -> Value {
+pub(super) fn list(items: Value, description: &str) -> Value {
     let mut out = json!({"type": "array", "description": description});
     out["items"] = items;
     out

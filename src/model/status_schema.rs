@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::model::schema::DRAFT;
+use crate::model::schema::{DRAFT, list, words};
 
 /// The schema of the object of `cpw status --json`.
 pub fn status_schema() -> Value {
@@ -276,14 +276,4 @@ fn number(description: &str) -> Value {
 
 fn flag(description: &str) -> Value {
     json!({"type": "boolean", "description": description})
-}
-
-fn words(of: &[&str], description: &str) -> Value {
-    json!({"enum": of, "description": description})
-}
-
-fn list(items: Value, description: &str) -> Value {
-    let mut out = json!({"type": "array", "description": description});
-    out["items"] = items;
-    out
 }
