@@ -196,7 +196,7 @@ fn only_loopback_is_there() {
 
         let world = World::new();
         let look = "readlink /proc/self/ns/net; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '; \
-            (echo > /dev/tcp/192.0.2.1/443) 2>&1 | grep -o 'Network is unreachable' | head -n 1";
+            bash -c 'echo > /dev/tcp/192.0.2.1/443' 2>&1 | grep -o 'Network is unreachable' | head -n 1";
         let api =
             Api::start(Script::new().then(Turn::tool("Bash", json!({"command": look}))).then(Turn::text("Seen.")));
         let printed = Client::new(installed, &world, &api).mode("bypassPermissions").print("Look");
