@@ -228,8 +228,9 @@ fn review() {
     assert!(world.read("greet.sh").unwrap().contains("hello, ${1:-you}"));
     drop(world);
     let make = |spoil: &'static str| {
-        let script = Script::new().then(Turn::text("The reviewers are at it.")).then(Turn::text("They have voted."));
-        (wired("review", spoil), script)
+        let voted = || Turn::text("They have voted.");
+        // Where the verdict comes before the last reviewer is over, that one's end is a third request.
+        (wired("review", spoil), Script::new().then(Turn::text("The reviewers are at it.")).then(voted()).then(voted()))
     };
     on_each_client(|installed| {
         play(installed, make(""), "Review the change", "They have voted.", |world, requests| {
@@ -250,7 +251,7 @@ fn review() {
             let critical = "CRITICAL: change was voted down";
             assert_eq!(told(requests, critical), 1, "{:?}", requests.last().map(Request::news));
             assert_eq!(world.read("greet.sh").unwrap(), "#!/bin/sh\necho \"hello\"\n");
-            assert_eq!(requests.len(), 2);
+            assert!((2..=3).contains(&requests.len()), "{}", requests.len());
         });
     });
 }
