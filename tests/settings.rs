@@ -235,6 +235,27 @@ fn a_wired_status_line_runs_with_cpw_and_without() {
 }
 
 #[test]
+fn another_program_of_that_name_and_a_call_that_does_more_are_not_ours() {
+    for command in [
+        "/opt/copywatch/cpw watch ./src --notify",
+        "CI=1 cpw post-tool-use",
+        "cpw post-tool-use --log /tmp/mine",
+        "cpw stop > /tmp/mine.log",
+        "cpw stop >/tmp/mine.log",
+        "cpw stop 2>&1 | tee mine.log",
+    ] {
+        let theirs = json!({"hooks": {"Stop": [{"hooks": [{"type": "command", "command": command}]}]}}).to_string();
+        assert_eq!(uninstall(theirs.as_bytes()).unwrap().as_deref(), Some(theirs.as_bytes()), "{command}");
+        let both = install(Some(theirs.as_bytes()), &Form::Shared).unwrap();
+        assert_eq!(show(&uninstall(&both).unwrap().unwrap()), theirs, "{command}");
+    }
+    for command in ["CPW_LOG=debug cpw stop", "exec /opt/bin/cpw stop --new-flag", "cpw stop 2>/dev/null"] {
+        let ours = json!({"hooks": {"Stop": [{"hooks": [{"type": "command", "command": command}]}]}}).to_string();
+        assert!(!show(&uninstall(ours.as_bytes()).unwrap().unwrap_or_default()).contains(command), "{command}");
+    }
+}
+
+#[test]
 fn a_new_file_goes_as_it_came_and_shows_the_wiring_by_hand() {
     for form in forms() {
         let made = install(None, &form).unwrap();

@@ -274,14 +274,19 @@ pub fn missing(bytes: &[u8]) -> Result<Vec<&'static str>, Refused> {
 fn ours(handler: &Value) -> Option<&'static str> {
     let command = handler.get("command")?.as_str()?;
     match handler.get("args") {
-        Some(args) => call_of_cpw(command, args.get(0)?.as_str()?),
+        Some(args) => {
+            let args: Vec<&str> = args.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
+            call_of_cpw(command, &args)
+        }
         None => shell_call(command),
     }
 }
 
-fn call_of_cpw(program: &str, first: &str) -> Option<&'static str> {
+/// A program of that name may be another one: ours takes its subcommand and flags, and nothing else.
+fn call_of_cpw(program: &str, args: &[&str]) -> Option<&'static str> {
     let is_cpw = program == "cpw" || program.ends_with("/cpw");
-    HOOK_COMMANDS.into_iter().find(|known| is_cpw && *known == first)
+    let (first, flags) = args.split_first()?;
+    HOOK_COMMANDS.into_iter().find(|known| is_cpw && known == first && flags.iter().all(|flag| flag.starts_with("--")))
 }
 
 /// Reads as much shell as our own lines need: simple commands, of which one is cpw and the others only look whether it is
@@ -289,9 +294,10 @@ fn call_of_cpw(program: &str, first: &str) -> Option<&'static str> {
 fn shell_call(line: &str) -> Option<&'static str> {
     let mut found = None;
     for words in simple_commands(line)? {
-        let mut words = words.iter().map(String::as_str).skip_while(|w| *w == "exec" || is_assignment(w));
-        let Some(program) = words.next() else { continue };
-        let call = call_of_cpw(program, words.next().unwrap_or_default());
+        let words: Vec<&str> =
+            words.iter().map(String::as_str).skip_while(|w| *w == "exec" || is_assignment(w)).collect();
+        let Some((program, args)) = words.split_first() else { continue };
+        let (program, call) = (*program, call_of_cpw(program, args));
         let guard = matches!(program, "command" | "type" | "hash" | "test" | "[" | "exit" | "true" | ":");
         match call {
             Some(call) if found.is_none() => found = Some(call),
@@ -338,13 +344,16 @@ fn simple_commands(line: &str) -> Option<Vec<Vec<String>>> {
     quote.is_none().then_some(commands)
 }
 
+/// Of a variable of ours; who sets another one wants more than ours does.
 fn is_assignment(word: &str) -> bool {
     let name = word.split_once('=').map_or("", |(name, _)| name);
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    name.starts_with("CPW_") && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
+/// Of output that nobody wants; a file that something is written to is somebody's.
 fn is_redirection(word: &str) -> bool {
-    word.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with(['>', '<'])
+    let target = word.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix(['>', '<']);
+    target.is_some_and(|target| matches!(target.trim_start_matches('>'), "/dev/null" | "&1" | "&2"))
 }
 
 /// What is left of a text after entries were taken out.
