@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +21,9 @@ use crate::sys::dir::Dir;
 use crate::sys::lock;
 use crate::sys::signals;
 use crate::ui::print;
+
+/// What the `$schema` of the starter config names, for editors.
+const SCHEMA: &str = ".claude/cpw.schema.json";
 
 /// The largest settings file that is edited, in bytes.
 const MAX_SETTINGS: u64 = 16 << 20;
@@ -151,11 +155,22 @@ fn carry_out(args: &Args, around: &Surroundings) -> anyhow::Result<String> {
         let hint = "go into the project's folder, or wire all your projects: cpw init --user";
         return Err(Wrong::with_hint(format!("{} is your home directory, not a project", show(&root)), hint).into());
     }
-    let found = look(&file)?;
-    let wanted = wanted(args, found.bytes.as_deref(), around).map_err(|e| match e.downcast::<Refused>() {
-        Ok(refused) => refusal(&file, found.bytes.as_deref().unwrap_or_default(), &refused),
-        Err(e) => e,
-    })?;
+    let plan = || -> anyhow::Result<(Found, Option<Vec<u8>>)> {
+        let found = look(&file)?;
+        let wanted = wanted(args, found.bytes.as_deref(), around).map_err(|e| match e.downcast::<Refused>() {
+            Ok(refused) => refusal(&file, found.bytes.as_deref().unwrap_or_default(), &refused),
+            Err(e) => e,
+        })?;
+        Ok((found, wanted))
+    };
+    let (mut found, mut wanted) = plan()?;
+    // Of two at once the second finds what the first has made. Without a state directory there is no place for the lock;
+    // nor for a copy of what is changed, so that only a new file can be written then.
+    let changes = !args.print && wanted != found.bytes;
+    let _one_at_a_time = if changes { around.state().ok().map(|state| alone(&state)).transpose()? } else { None };
+    if changes {
+        (found, wanted) = plan()?;
+    }
     if args.statusline && !args.uninstall {
         refuse_to_hide(&file, &found, &root, around)?;
     }
@@ -183,7 +198,8 @@ fn carry_out(args: &Args, around: &Surroundings) -> anyhow::Result<String> {
             put.tell(&mut told, &file, "cpw's hooks are out of", "no hook of cpw is in")?;
             let config = root.join(project::CONFIG);
             if !args.user && config.exists() {
-                writeln!(told, "{} stays: your rules. Without hooks they start nothing.", show(&config))?;
+                let schema = if root.join(SCHEMA).exists() { ", and its schema beside it" } else { "" };
+                writeln!(told, "{} stays: your rules{schema}. Without hooks they start nothing.", show(&config))?;
             }
         }
         (false, false) => {
@@ -365,24 +381,26 @@ impl Put {
     }
 }
 
+/// Waits until no other cpw changes settings; none does while this is held.
+fn alone(state: &State) -> anyhow::Result<File> {
+    let lock = Dir::open(state.path()).and_then(|dir| dir.open_rw(LOCK));
+    let lock = lock.with_context(|| format!("cannot use {}", show(state.path())))?;
+    if !lock::lock_exclusive(&lock, PATIENCE)? {
+        let what = "another cpw is just changing settings";
+        return Err(Wrong::with_hint(what, "nothing was changed; run cpw init again").into());
+    }
+    Ok(lock)
+}
+
 /// Makes the file what is wanted: these bytes, or gone.
 fn put(found: &Found, wanted: Option<&[u8]>, around: &Surroundings) -> anyhow::Result<Put> {
     if found.bytes.as_deref() == wanted {
         return Ok(Put::Nothing);
     }
     let target = &found.target;
-    // Of two that change it at once, the second finds it changed.
-    let (backup, _one_at_a_time) = match &found.bytes {
-        Some(bytes) if !bytes.is_empty() => {
-            let state = around.state()?;
-            let lock = Dir::open(state.path()).and_then(|dir| dir.open_rw(LOCK));
-            let lock = lock.with_context(|| format!("cannot use {}", show(state.path())))?;
-            if !lock::lock_exclusive(&lock, PATIENCE)? {
-                return Err(Wrong::new("another cpw is just changing settings").into());
-            }
-            (Some(keep(&state, target, bytes)?), Some(lock))
-        }
-        _ => (None, None),
+    let backup = match &found.bytes {
+        Some(bytes) if !bytes.is_empty() => Some(keep(&around.state()?, target, bytes)?),
+        _ => None,
     };
     // The client writes this file too, when somebody answers "always allow".
     let now = file::read(target, MAX_SETTINGS).map_err(|e| cannot("read", target, &e))?;
@@ -450,7 +468,7 @@ fn write_starter(root: &Path) -> anyhow::Result<Option<Starter>> {
     if made_folder {
         std::fs::create_dir(&folder).map_err(|e| cannot("make", &folder, &e))?;
     }
-    let schema = folder.join("cpw.schema.json");
+    let schema = root.join(SCHEMA);
     let made = Starter { file: file.clone(), schema: schema.clone(), folder: made_folder.then_some(folder) };
     let described = format!("{:#}\n", schema::config_schema());
     let written = file::replace(&schema, described.as_bytes(), Rights::Usual)
