@@ -24,7 +24,7 @@ use crate::store::session;
 use crate::sys::clock;
 use crate::sys::host;
 use crate::sys::poll;
-use crate::sys::program::{self, Program};
+use crate::sys::program::{self, Program, Ran};
 use crate::sys::signals;
 use crate::sys::spawn;
 use crate::ui::paint::Paint;
@@ -36,6 +36,9 @@ const LIFETIME: Duration = Duration::from_secs(1);
 
 /// How long the wrapped command is waited for while something runs: the client shows nothing before the last of it has ended.
 const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How long it is waited for where nothing runs; longer than any client does.
+const ALONE: Duration = Duration::from_mins(1);
 
 /// How long stdin may take to arrive, in milliseconds, and how long it may be, in bytes.
 const STDIN_MS: u64 = 700;
@@ -56,7 +59,7 @@ const NEWEST: usize = 8;
     \"refreshInterval\": 2 beside the command the line moves while nothing else happens.\n\
     The wrapped command runs in sh, with the same stdin, and its output stands above the line. While something runs it has 1.5 s; \
     a slower or a failing one does not hide the line.\n\n\
-    Exit code: 0; where nothing runs that of the wrapped command")]
+    Exit code: 0; where nothing runs that of the wrapped command (or 1, where the environment names no session and it failed)")]
 pub struct Args {
     /// Another status line command, to be shown above
     #[arg(long, value_name = "COMMAND")]
@@ -105,13 +108,20 @@ pub fn run(args: &Args) -> Exit {
             drop(program::turn_into(&["sh", "-c", command].map(OsString::from), &[]));
             Exit::Failed
         }
-        own => {
-            let said = wrapped(command, read).unwrap_or_default();
+        None => {
+            // The same, but for its stdin, which was read to learn the session.
+            deadline.cancel();
+            let ran = wrapped(command, read, ALONE);
+            print::raw(ran.as_ref().map_or(&[][..], |ran| &ran.stdout));
+            if ran.is_some_and(|ran| ran.exit == spawn::Exit::Code(0)) { Exit::Ok } else { Exit::Failed }
+        }
+        Some(own) => {
+            // The client shows nothing of a command that fails.
+            let ran = wrapped(command, read, PATIENCE).filter(|ran| ran.exit == spawn::Exit::Code(0));
+            let said = ran.map(|ran| ran.stdout).unwrap_or_default();
             print::raw(&said);
-            if let Some(own) = own {
-                print::raw(if said.is_empty() || said.ends_with(b"\n") { b"" } else { b"\n" });
-                print::out(own);
-            }
+            print::raw(if said.is_empty() || said.ends_with(b"\n") { b"" } else { b"\n" });
+            print::out(own);
             Exit::Ok
         }
     }
@@ -193,8 +203,8 @@ fn stdin() -> Option<Vec<u8>> {
     }
 }
 
-/// What the wrapped command says within its time; nothing where it fails, as the client shows nothing then.
-fn wrapped(command: &str, read: Option<Vec<u8>>) -> Option<Vec<u8>> {
+/// Runs the wrapped command for at most `limit`.
+fn wrapped(command: &str, read: Option<Vec<u8>>, limit: Duration) -> Option<Ran> {
     let argv = ["sh", "-c", command].map(OsString::from);
     let env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
     let cwd = std::env::current_dir().ok()?;
@@ -202,12 +212,10 @@ fn wrapped(command: &str, read: Option<Vec<u8>>) -> Option<Vec<u8>> {
         None => poll::stdin().try_clone_to_owned().ok()?.into(),
         Some(bytes) => fed(bytes)?,
     };
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + limit;
     let path = Path::new("/bin/sh");
     let stdin = Some(stdin);
-    let ran = program::run(Program { path, argv: &argv, env: &env, cwd: &cwd, stdin, stdout: None, until, stop: None })
-        .ok()?;
-    (ran.exit == spawn::Exit::Code(0)).then_some(ran.stdout)
+    program::run(Program { path, argv: &argv, env: &env, cwd: &cwd, stdin, stdout: None, until, stop: None }).ok()
 }
 
 /// A pipe that says these bytes. Who does not read them all keeps nobody waiting.
