@@ -61,14 +61,17 @@ impl Keys {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Whether more may come: an Esc alone is the key only if nothing follows soon.
+    /// Whether what was read means something else if nothing follows soon: an Esc alone is the key then.
     pub fn is_pending(&self) -> bool {
-        !self.bytes.is_empty()
+        !self.bytes.is_empty() && !self.pasting
     }
 
-    /// Nothing has followed: what is left is what was typed.
+    /// Nothing has followed: what is left is what was typed. The end of what is pasted may still come in pieces.
     pub fn settle(&mut self) -> Option<Key> {
-        let escape = self.bytes.first() == Some(&0x1b) && !self.pasting;
+        if self.pasting {
+            return None;
+        }
+        let escape = self.bytes.first() == Some(&0x1b);
         self.bytes.clear();
         escape.then_some(Key::Escape)
     }
@@ -87,6 +90,8 @@ impl Iterator for Keys {
                 }
                 Parsed::Used(used, key) => {
                     self.bytes.drain(..used);
+                    // A terminal takes control characters out of what is pasted: whose end was lost, it ends with Ctrl-C.
+                    self.pasting &= key != Some(Key::Ctrl('c'));
                     if let Some(key) = key.filter(|_| !self.pasting) {
                         return Some(key);
                     }
@@ -171,6 +176,19 @@ mod tests {
         let mut keys = Keys::default();
         keys.feed(bytes);
         keys.by_ref().collect()
+    }
+
+    #[test]
+    fn what_is_pasted_is_no_key_and_ends_however_its_end_comes() {
+        assert_eq!(typed(b"a\x1b[200~cy\rq\x1b[201~b"), [Key::Char('a'), Key::Char('b')]);
+        let mut keys = Keys::default();
+        for piece in [&b"\x1b[200~abc\x1b[20"[..], b"1~", b"q"] {
+            keys.feed(piece);
+            let key = keys.next();
+            assert_eq!(key, (piece == b"q").then_some(Key::Char('q')), "{piece:?}");
+            assert_eq!(keys.settle(), None, "{piece:?}");
+        }
+        assert_eq!(typed(b"\x1b[200~its end is lost\x03"), [Key::Ctrl('c')]);
     }
 
     #[test]
