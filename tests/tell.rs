@@ -147,6 +147,28 @@ mod tests {
         serde_json::from_str(&said.out).unwrap_or_else(|e| panic!("{e}: {}{}", said.out, said.err))
     }
 
+    #[test]
+    fn events_that_are_followed_go_on_when_all_workers_are_killed() {
+        let world = World::new();
+        let plan = r#"{"version": 1, "limits": {"max_workers": 1}, "tasks": [
+            {"id": "a", "shell": "until [ -e go ]; do sleep 0.02; done", "retries": 1}]}"#;
+        let run = detach(&world, plan);
+        let pid = |kind: &str| {
+            let log = fs::read_to_string(run.join("events.jsonl")).ok()?;
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines
+                .filter(|event| event["t"] == kind)
+                .find_map(|event| i32::try_from(event["payload"]["pid"].as_i64()?).ok())
+        };
+        wait_until("the task to run", || pid("spawned").is_some());
+        let worker = nix::unistd::Pid::from_raw(pid("worker_started").expect("a worker"));
+        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+        world.write("go", "");
+        let said = cpw(&world, &["events", "-f"]);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        assert!(said.out.contains("worker_lost") && said.out.contains("run ok: all tasks are done"), "{}", said.out);
+    }
+
     fn name(run: &Path) -> &str {
         run.file_name().and_then(|n| n.to_str()).expect("a name")
     }

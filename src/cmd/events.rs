@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::actor::vigil::Vigil;
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::TaskId;
-use crate::cmd::find;
+use crate::cmd::{find, logs};
 use crate::logic::state::State;
 use crate::logic::wake::Concern;
 use crate::model::event::{Body, Event};
@@ -35,7 +37,8 @@ const CHUNK: usize = 64 * 1024;
     cpw events --task build --from 120   what happened to one task from event 120 on\n  \
     cpw events --kind failed,lost        only what went wrong\n  \
     cpw events --json | jq .t            the lines as they are in events.jsonl\n\n\
-    Times are UTC. Of a damaged log all that can be read is shown, then what is wrong and where.")]
+    Times are UTC. Of a damaged log all that can be read is shown, then what is wrong and where. With -f an open run whose \
+    workers are all dead gets a new one, as by cpw status; where none can be had, the exit code is 1.")]
 pub struct Args {
     /// The run: its id or a unique beginning of it (the newest one here where absent)
     #[arg(long, value_name = "RUN")]
@@ -74,6 +77,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     };
     let termination = signals::catch_termination()?;
     let mut tape = folder.tape_as_it_is()?;
+    // Of a damaged run nobody goes on; what can be read of it is shown.
+    let mut run = if args.follow { folder.again()?.open_run().ok() } else { None };
+    let mut vigil = Vigil::default();
     loop {
         if let Some(bell) = &bell {
             bell.drain();
@@ -96,7 +102,24 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             folder.check()?;
             return Ok(Exit::Ok);
         };
-        bell::wait(&[bell], &[termination.fd()], SAFETY)?;
+        let mut longest = SAFETY;
+        if let Some(run) = &mut run {
+            run.refresh().map_err(|e| run.folder.told(e))?;
+            if run.state.view.ended.is_some() {
+                continue;
+            }
+            if logs::is_abandoned(&mut vigil, run)? {
+                return Ok(Exit::Failed);
+            }
+            longest = vigil.longest();
+        } else {
+            folder.check()?;
+        }
+        let mut fds: Vec<BorrowedFd<'_>> = vec![termination.fd()];
+        fds.extend(vigil.fd());
+        if bell::wait(&[bell], &fds, longest)?.get(1) == Some(&true) {
+            vigil.died();
+        }
         if termination.take().is_some() {
             return Ok(Exit::Interrupted);
         }

@@ -134,7 +134,7 @@ fn follow(mut shown: Shown, mut run: Run) -> anyhow::Result<Exit> {
 }
 
 /// Whether nobody works on the run and nobody can be brought to; says so.
-fn is_abandoned(vigil: &mut Vigil, run: &mut Run) -> anyhow::Result<bool> {
+pub(super) fn is_abandoned(vigil: &mut Vigil, run: &mut Run) -> anyhow::Result<bool> {
     let why = match vigil.keep(run) {
         // Busy: the next look tries again.
         Ok(Tended::Alive | Tended::Hired(_)) | Err(LogError::Busy) => return Ok(false),
