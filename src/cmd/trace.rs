@@ -1,6 +1,6 @@
 //! `cpw trace`: a run as a picture: one page for a browser, trace events for Perfetto, or what bounded it in words.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use crate::base::text;
 use crate::cmd::find;
 use crate::logic::state::State;
 use crate::logic::timeline::{Micros, Recorder, Timeline};
+use crate::store::file::{self, Rights};
 use crate::store::leases;
 use crate::store::log::Tape;
 use crate::store::run::RunDir;
@@ -62,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let (plan, _) = folder.plan()?;
     let mut state = State::new(&plan);
     let mut recorder = Recorder::new(&plan);
-    let read = folder.tape()?.read(|event| {
+    let read = folder.tape_as_it_is()?.read(|event| {
         state.apply(event);
         recorder.apply(event);
     });
@@ -73,10 +74,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         drop(tape.read(|event| recorder.lease(event)));
     }
     let timeline = recorder.finish(now_if_alive(&folder, &state));
-    let damage = read.err().map(|e| {
-        let why = folder.told(e);
-        format!("{why}; what is shown ends before that, with event {}", state.view.seq)
-    });
+    let read = read.map_err(|e| folder.told(e)).and_then(|()| folder.check());
+    if state.view.seq == 0 {
+        read?;
+        return Err(Wrong::new(format!("run {} has no event yet", plan.run)).into());
+    }
+    let damage = read.err().map(|why| format!("{why}; what is shown ends before that, with event {}", state.view.seq));
     let note = damage.as_deref().or_else(|| unfinished(&timeline, &folder, &state));
     let project = project.file_name().unwrap_or_default().to_string_lossy();
     let picture = Picture::new(&plan, &state, &timeline, &project, note);
@@ -151,27 +154,29 @@ fn words(picture: &Picture<'_>, named: bool) -> String {
     )
 }
 
-/// Writes a new file; one that is there is replaced only where that is asked for.
+/// Writes a new file, whole or not at all; one that is there is replaced only where that is asked for.
 fn save(path: &Path, bytes: &[u8], force: bool) -> anyhow::Result<()> {
-    let shown = path.display();
-    let open = |options: &mut OpenOptions| options.write(true).open(path);
-    let opened: std::io::Result<File> = if force {
-        open(OpenOptions::new().create(true).truncate(true))
-    } else {
-        open(OpenOptions::new().create_new(true))
-    };
-    let mut file = match opened {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            let hint = "choose another name, or add --force to replace it";
-            return Err(Wrong::with_hint(format!("{shown} is there already"), hint).into());
+    let shown = text::one_line(&path.to_string_lossy(), 500);
+    let there = std::fs::metadata(path).ok();
+    if there.is_some() && !force {
+        let hint = "choose another name, or add --force to replace it";
+        return Err(Wrong::with_hint(format!("{shown} is there already"), hint).into());
+    }
+    let rights = there.as_ref().map_or(Rights::Usual, Rights::Of);
+    let written = match &there {
+        // A pipe or a device.
+        Some(there) if !there.is_file() => {
+            OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(bytes))
         }
+        _ => file::behind_links(path).and_then(|target| file::replace(&target, bytes, rights)),
+    };
+    match written {
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             let hint = "make the folder first, or choose another place";
-            return Err(Wrong::with_hint(format!("{shown} cannot be made: there is no such folder"), hint).into());
+            Err(Wrong::with_hint(format!("{shown} cannot be made: there is no such folder"), hint).into())
         }
-        opened => opened.with_context(|| format!("cannot write {shown}"))?,
-    };
-    file.write_all(bytes).with_context(|| format!("cannot write {shown}"))
+        written => written.with_context(|| format!("cannot write {shown}")),
+    }
 }
 
 /// What to do with the file.

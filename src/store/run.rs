@@ -627,10 +627,7 @@ impl RunDir {
 
     /// The log as a tape, if it is the file with which the run began.
     pub fn tape(&self) -> Result<Tape, RunError> {
-        let log = self.sound_log()?;
-        if log.is_empty().map_err(|e| self.told(e))? {
-            self.check_begun(&log, 0)?;
-        }
+        self.check()?;
         Tape::open(&self.dir).map_err(|e| self.told(e))
     }
 
@@ -643,9 +640,11 @@ impl RunDir {
         }
     }
 
-    /// Fails if the log is not the one with which the run began, or has lost what the index knows of it. Changes nothing.
+    /// Fails if the log is not the one with which the run began, or has lost what the index knows of it, or all it had.
+    /// Changes nothing.
     pub fn check(&self) -> Result<(), RunError> {
-        self.sound_log().map(drop)
+        let log = self.sound_log()?;
+        if log.is_empty().map_err(|e| self.told(e))? { self.check_begun(&log, 0) } else { Ok(()) }
     }
 
     /// Opens the run with its view: from the index, and the events behind it.
