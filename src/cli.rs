@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::base::exit::{Exit, Wrong};
+use crate::base::text::for_terminal;
 use crate::cmd;
 use crate::ui::print;
 
@@ -200,12 +201,13 @@ pub fn main() -> ExitCode {
 }
 
 fn report(error: &anyhow::Error) -> Exit {
-    print::err(format_args!("cpw: {error:#}"));
+    // What it names (a path, an argument) may be anybody's.
+    print::err(format_args!("cpw: {}", for_terminal(&format!("{error:#}"))));
     let Some(wrong) = error.chain().find_map(|e| e.downcast_ref::<Wrong>()) else {
         return Exit::Failed;
     };
     if let Some(hint) = &wrong.hint {
-        print::err(format_args!("hint: {hint}"));
+        print::err(format_args!("hint: {}", for_terminal(hint)));
     }
     Exit::Usage
 }

@@ -284,7 +284,11 @@ fn part_text(part: &Part, args: &Args, screen: &Screen<'_>) -> String {
         out.push_str(&overview::show(&entry(one), args.run.is_some(), screen));
     }
     if part.shown.is_empty() {
-        out.push_str(&screen.text(0, Tone::Plain, format!("no run in {}", part.project.display())));
+        out.push_str(&screen.text(
+            0,
+            Tone::Plain,
+            format!("no run in {}", one_line(&part.project.to_string_lossy(), 500)),
+        ));
     } else if part.more > 0 {
         out.push_str(&screen.text(0, Tone::Dim, format!("{} older: cpw status --limit 0", part.more)));
     }
@@ -295,7 +299,7 @@ fn part_text(part: &Part, args: &Args, screen: &Screen<'_>) -> String {
 /// What is to be said beside the runs.
 pub(super) fn beside(project: &Path, shown: &[Shown], more: usize, paint: Paint) -> String {
     let mut out = if shown.is_empty() {
-        format!("no run in {}\n", project.display())
+        format!("no run in {}\n", one_line(&project.to_string_lossy(), 500))
     } else if more > 0 {
         paint.dim(format_args!("{more} older: cpw status --limit 0\n"))
     } else {
