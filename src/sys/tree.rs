@@ -471,6 +471,7 @@ mod tests {
             let (_, hard) = nix::sys::resource::getrlimit(limit).unwrap();
             nix::sys::resource::setrlimit(limit, attempt.target().stamp.unwrap(), hard).unwrap();
             assert!(stamped(me), "this test proves nothing");
+            until("the first process is gone", || attempt.task.try_wait().unwrap().is_some());
             let worker = attempt.escape("exec sleep 600", &[]);
             assert!(alive(&worker) && pids(&attempt.target()) == [0; 0]);
             println!("checked");
