@@ -30,7 +30,7 @@ use crate::ui::paint::Paint;
 use crate::ui::print;
 
 /// The largest settings file that is read, in bytes.
-const MAX_SETTINGS: u64 = 4 << 20;
+const MAX_SETTINGS: u64 = 16 << 20;
 
 /// What helps where locks do not work.
 const ELSEWHERE: &str = "name a folder on a local file system as \"runs_dir\" in .claude/cpw.json (then `cpw allow`) or in your \
