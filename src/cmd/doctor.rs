@@ -29,9 +29,6 @@ use crate::sys::fsinfo::{self, Locks};
 use crate::ui::paint::Paint;
 use crate::ui::print;
 
-/// The largest settings file that is read, in bytes.
-const MAX_SETTINGS: u64 = 16 << 20;
-
 /// What helps where locks do not work.
 const ELSEWHERE: &str = "name a folder on a local file system as \"runs_dir\" in .claude/cpw.json (then `cpw allow`) or in your \
                          own config.json";

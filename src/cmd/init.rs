@@ -25,8 +25,8 @@ use crate::ui::print;
 /// What the `$schema` of the starter config names, for editors.
 const SCHEMA: &str = ".claude/cpw.schema.json";
 
-/// The largest settings file that is edited, in bytes.
-const MAX_SETTINGS: u64 = 16 << 20;
+/// The largest settings file that is read, in bytes.
+pub(super) const MAX_SETTINGS: u64 = 16 << 20;
 
 /// Held in the state directory by whoever changes a settings file that is there.
 const LOCK: &str = "settings.lock";

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Check, Finding, MAX_SETTINGS};
+use super::{Check, Finding};
 use crate::base::env;
 use crate::base::text::one_line;
 use crate::cmd::hold;
+use crate::cmd::init::MAX_SETTINGS;
 use crate::model::config;
 use crate::model::settings::{self, Call, Form};
 use crate::store::file;

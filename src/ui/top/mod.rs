@@ -1,7 +1,7 @@
 //! The live view of `cpw top`: what a person can look at and press there, and how it is drawn. Keys, the view's state and the
 //! picture are pure; only `screen` touches a terminal. Who collects what is shown, and acts, is `cmd::top`.
 //!
-//! No other room names the terminal library, and of this one only `draw` and `screen`.
+//! Of this folder only `draw` and `screen` name the terminal library; beside it `ui::fit` does, to count columns.
 
 pub mod draw;
 pub mod facts;
