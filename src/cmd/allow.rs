@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::base::env;
 use crate::base::exit::{Exit, Wrong};
 use crate::base::hex;
 use crate::base::text::{for_terminal, one_line};
+use crate::cmd::above::below_client;
 use crate::model::{config, describe, json};
 use crate::store::home::State;
 use crate::store::trust::{self, Trust};
 use crate::store::{file, project};
-use crate::sys::process;
 use crate::ui::{ask, print};
 
 const EXAMPLES: &str = "Examples:
@@ -144,68 +143,6 @@ fn changes(before: &str, after: &str) -> String {
     lines.join("\n")
 }
 
-/// Variables that the client sets for what it starts. Not everything named `CLAUDE_CODE_*`: some of those are settings of the
-/// user's own shell, and an editor's terminal has others (`CLAUDE_CODE_SSE_PORT`) while a person types there.
-const MARKS: [&str; 7] = [
-    env::CLAUDECODE,
-    env::CLAUDE_SESSION_ID,
-    env::CLAUDE_ENTRYPOINT,
-    "CLAUDE_CODE_CHILD_SESSION",
-    "CLAUDE_CODE_MESSAGING_SOCKET",
-    env::CLAUDE_PID,
-    env::RUN,
-];
-
-/// Whether this process runs below a client or a worker, and how that shows. A process that fakes its surroundings is
-/// outside of what can be promised: it has the user's rights and could write the approval itself.
-pub(crate) fn below_client() -> Option<String> {
-    if let Some(mark) = MARKS.into_iter().find(|name| std::env::var_os(name).is_some()) {
-        return Some(format!("{mark} is set"));
-    }
-    ancestors().find_map(|ancestor| ancestor.client())
-}
-
-/// A process above this one, as far as it can be seen.
-struct Ancestor {
-    pid: i32,
-    comm: String,
-    exe: String,
-    argv: Vec<String>,
-    /// Names of variables.
-    environment: Vec<String>,
-}
-
-impl Ancestor {
-    fn client(&self) -> Option<String> {
-        let is_claude = |name: &str| name.rsplit('/').next() == Some("claude");
-        let named = is_claude(&self.comm)
-            || is_claude(&self.exe)
-            || self.exe.contains("/claude/versions/")
-            // The program, or the script that node runs.
-            || self.argv.iter().take(2).any(|arg| is_claude(arg) || arg.contains("/claude-code/"));
-        if named {
-            return Some(format!("process {} above is claude", self.pid));
-        }
-        let marked = |name: &&str| self.environment.iter().any(|n| n == *name);
-        MARKS.iter().find(|name| marked(name)).map(|mark| format!("process {} above has {mark} set", self.pid))
-    }
-}
-
-/// The processes above this one, nearest first. Where there is no /proc: none, and the environment alone decides.
-fn ancestors() -> impl Iterator<Item = Ancestor> {
-    process::ancestors().into_iter().map(|above| {
-        let exe = std::fs::read_link(format!("/proc/{}/exe", above.pid)).unwrap_or_default();
-        let text = |s: &std::ffi::OsStr| s.to_string_lossy().into_owned();
-        Ancestor {
-            pid: above.pid,
-            comm: above.comm,
-            exe: exe.to_string_lossy().into_owned(),
-            argv: above.argv.iter().map(|arg| text(arg)).collect(),
-            environment: process::environ_of(above.pid).iter().map(|(name, _)| text(name)).collect(),
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,40 +245,5 @@ mod tests {
         trust::approve(&scene.state, &scene.config, b"{\x1b[2J}").unwrap();
         let (_, said) = scene.allow(&Answer::Yes);
         assert!(!said.contains(['\x1b', '\u{202E}']), "{said:?}");
-    }
-
-    #[test]
-    fn a_client_above_is_recognised_however_it_was_started() {
-        let ancestor = |comm: &str, exe: &str, argv: &[&str], environment: &[&str]| {
-            let list = |items: &[&str]| items.iter().map(|s| (*s).to_owned()).collect();
-            Ancestor { pid: 7, comm: comm.into(), exe: exe.into(), argv: list(argv), environment: list(environment) }
-        };
-        for client in [
-            ancestor("claude", "", &[], &[]),
-            ancestor("2.1.329", "/home/u/.local/share/claude/versions/2.1.329", &[], &[]),
-            ancestor("node", "/usr/bin/node", &["/usr/bin/node", "/usr/bin/claude"], &[]),
-            ancestor("node", "/usr/bin/node", &["node", "/x/node_modules/@anthropic-ai/claude-code/cli.js"], &[]),
-            ancestor("sh", "/bin/dash", &["sh", "-c", "cpw allow"], &["PATH", "CLAUDECODE"]),
-            ancestor("sh", "/bin/dash", &["sh"], &["CPW_RUN"]),
-        ] {
-            assert!(client.client().is_some(), "{} {:?}", client.comm, client.argv);
-        }
-        for person in [
-            ancestor("bash", "/bin/bash", &["-bash"], &["CLAUDE_CODE_SSE_PORT", "CLAUDE_CODE_USE_BEDROCK"]),
-            ancestor("vim", "/usr/bin/vim", &["vim", "notes", "claude"], &["NOTE"]),
-            ancestor("make", "/usr/bin/make", &["make", "claude.md"], &[]),
-        ] {
-            assert_eq!(person.client(), None, "{}", person.comm);
-        }
-    }
-
-    #[test]
-    fn the_walk_upwards_finds_the_parent() {
-        if !Path::new("/proc/self/stat").exists() {
-            eprintln!("skipped: there is no /proc here");
-            return;
-        }
-        let parent = i32::try_from(std::os::unix::process::parent_id()).unwrap();
-        assert_eq!(ancestors().next().map(|a| a.pid), Some(parent));
     }
 }

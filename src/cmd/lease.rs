@@ -15,7 +15,7 @@ use crate::base::exit::{Exit, Wrong};
 use crate::base::span::{Span, human};
 use crate::base::text::one_line;
 use crate::cmd::inside::{self, Inside};
-use crate::cmd::{find, run};
+use crate::cmd::{above, find};
 use crate::logic::circle;
 use crate::logic::leases::{Claimant, InTheWay, Lease, Now, Request, Want, Which, name};
 use crate::logic::view::Phase;
@@ -376,7 +376,7 @@ fn acquire(names: &[String], wait: Span, ttl: Option<Span>, as_json: bool) -> an
 }
 
 fn turn_into(args: &Args) -> anyhow::Result<Exit> {
-    run::refuse_below_client("a command is not started by `cpw lease`", "may have it started")?;
+    above::refuse_below_client("a command is not started by `cpw lease`", "may have it started")?;
     let place = Place::here()?;
     let resources = place.resources(&args.names)?;
     let label = args.command.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");

@@ -2,6 +2,7 @@
 //! function `run(&Args) -> anyhow::Result<Exit>`. An error of type [`crate::base::exit::Wrong`] anywhere in the chain
 //! ends with exit code 3 and its hint, every other with 1.
 
+pub mod above;
 pub mod adopt;
 pub mod again;
 pub mod allow;

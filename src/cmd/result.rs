@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use crate::actor::patch::{self, Applied};
 use crate::base::exit::Exit;
 use crate::base::text;
-use crate::cmd::{find, inside};
+use crate::cmd::{above, find, inside};
 use crate::store::run::Run;
 use crate::ui::print;
 
@@ -54,6 +54,11 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let run = folder.open_run()?;
     let index = find::task(&run.plan, &args.task)?;
     if args.apply {
+        find::refuse_foreign(&run.folder)?;
+        if !args.check {
+            let hint = "run it in a terminal; of what changes files in a session your permission rules decide";
+            above::refuse_or_hint("no change is put into the files", "decides that", hint)?;
+        }
         return apply(&run, index, args.check);
     }
     let task = &run.state.tasks[index];

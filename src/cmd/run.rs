@@ -6,8 +6,8 @@ use anyhow::Context;
 
 use crate::actor::crew;
 use crate::actor::planner::{self, Asked, Rules};
-use crate::base::env;
 use crate::base::exit::{Exit, Wrong};
+use crate::cmd::above::refuse_below_client;
 use crate::cmd::find;
 use crate::cmd::follow::{self, Followed, Manner};
 use crate::model::plan::Plan;
@@ -126,16 +126,4 @@ fn plans_for_prompt(project: &Path, prompt: &str) -> anyhow::Result<Vec<Plan>> {
     let asked = Asked { project, cwd: &cwd, prompt, session: None };
     let considered = planner::consider(&config, asked).unwrap_or_default();
     Ok(considered.into_iter().filter_map(|c| c.outcome.ok()).collect())
-}
-
-/// Below a client only approved bytes start, and a plan file, or an old run, is approved by the person who names it: the
-/// model is none. A task may, because a person approved what it runs.
-pub(crate) fn refuse_below_client(what: &str, who: &str) -> anyhow::Result<()> {
-    if std::env::var_os(env::DEPTH).is_some() {
-        return Ok(());
-    }
-    let Some(why) = crate::cmd::allow::below_client() else { return Ok(()) };
-    let what = format!("{what} inside Claude Code ({why}): only a person {who}");
-    Err(Wrong::with_hint(what, "run it in a terminal, or make it a rule of .claude/cpw.json that the user approves")
-        .into())
 }

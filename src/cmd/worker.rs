@@ -13,7 +13,7 @@ use crate::actor::{crew, planner, starter};
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::{SessionId, WorkerNo};
 use crate::base::trace;
-use crate::cmd::find;
+use crate::cmd::{above, find};
 use crate::logic::step::Duty;
 use crate::logic::view::Phase;
 use crate::model::event::Verdict;
@@ -73,17 +73,17 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Starter::new(State::open()?, session, rule, client)?.run(&live);
         return Ok(Exit::Ok);
     }
+    // Also of a run that goes on: which of its tasks run when is for its workers to say.
+    above::refuse_below_client("no task is run by hand", "decides that")?;
     let project = find::project()?;
     let Some(task) = &args.task else {
-        let run = find::run(&project, args.run.as_deref())?.open_run()?;
-        return help_with(run);
+        return help_with(own(&project, args)?);
     };
     let (mut run, index) = if let Some(file) = &args.plan {
-        crate::cmd::run::refuse_below_client("a plan file is not started", "approves it by naming it")?;
         let plan = crate::cmd::plan::read(file, run::new_id())?;
         single(&project, &plan, task)?
     } else {
-        let run = find::run(&project, args.run.as_deref())?.open_run()?;
+        let run = own(&project, args)?;
         if run.state.view.ended.is_some() {
             // After its end a run takes no further attempt: the task runs again in a run of its own.
             let mut plan = run.plan.clone();
@@ -114,6 +114,13 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         print::err(format_args!("cpw: result in {}/{}", run.folder.shown(), result.path));
     }
     Ok(if state.phase == Phase::Done { Exit::Ok } else { Exit::Failed })
+}
+
+/// The run that is meant. What came from elsewhere is not worked on, nor is its plan.
+fn own(project: &std::path::Path, args: &Args) -> anyhow::Result<Run> {
+    let folder = find::run(project, args.run.as_deref())?;
+    find::refuse_foreign(&folder)?;
+    Ok(folder.open_run()?)
 }
 
 /// A new run of one task of `plan`, without what it needs.
