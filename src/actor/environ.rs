@@ -106,7 +106,10 @@ pub fn build(
     identity: &Identity<'_>,
 ) -> Vec<(OsString, OsString)> {
     let for_claude = matches!(task.action, Action::Claude(_));
-    let mut all: BTreeMap<OsString, OsString> = own.into_iter().filter(|(n, _)| is_kept(n, for_claude)).collect();
+    let mut all: BTreeMap<OsString, OsString> = own.into_iter().collect();
+    // A worker that was started inside a task has that task's.
+    let depth = env::depth(all.get(OsStr::new(env::DEPTH)).map(OsString::as_os_str)).saturating_add(1);
+    all.retain(|name, _| is_kept(name, for_claude));
     for (name, value) in &task.env {
         if env::may_set(name) {
             all.insert(name.into(), value.into());
@@ -141,7 +144,7 @@ pub fn build(
     for (name, value) in identity.need_variables {
         set(name, value);
     }
-    set(env::DEPTH, "1".as_ref());
+    set(env::DEPTH, depth.to_string().as_ref());
     set(env::TRACEPARENT, context.header().as_ref());
     if let Some(item) = &task.item {
         set(env::ITEM, item.as_ref());
@@ -176,6 +179,7 @@ mod tests {
             ("AI_AGENT", "x"),
             ("ANTHROPIC_API_KEY", "k"),
             ("CPW_TASK", "forged"),
+            ("CPW_DEPTH", "2"),
             ("CPW_NEED_OLD", "forged"),
             ("CPW_STATE_DIR", "/s"),
             ("MY_OWN", "kept"),
@@ -216,6 +220,7 @@ mod tests {
         assert_eq!(shell[OsStr::new("CPW_NEED_B")], "/r");
         assert!(!shell.contains_key(OsStr::new("CPW_NEED_OLD")), "of the worker's own task, if it has one");
         assert_eq!(shell[OsStr::new("PATH")], "/usr/bin:/opt/cpw");
+        assert_eq!(shell[OsStr::new("CPW_DEPTH")], "3", "one deeper than who has started its worker");
     }
 
     #[test]

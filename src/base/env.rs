@@ -29,7 +29,7 @@ pub const PROMPT_FILE: &str = "CPW_PROMPT_FILE";
 pub const NEEDS: &str = "CPW_NEEDS";
 /// In a task: what the names of variables about one need begin with.
 pub const NEED: &str = "CPW_NEED_";
-/// In a task: how deep below a session it runs; hooks do nothing where it is set.
+/// In a task: how many runs it is part of, one inside the other, from 1; hooks do nothing where it is set.
 pub const DEPTH: &str = "CPW_DEPTH";
 /// In a task: the W3C trace context, the span of its attempt. Where a run is started: the span that it is part of.
 pub const TRACEPARENT: &str = "TRACEPARENT";
@@ -58,6 +58,14 @@ pub const CLAUDE_ENTRYPOINT: &str = "CLAUDE_CODE_ENTRYPOINT";
 /// Set by Claude Code for everything it starts: its name and version.
 pub const AI_AGENT: &str = "AI_AGENT";
 
+/// How many runs may be inside each other: a task at this depth starts no further one.
+pub const MAX_DEPTH: u32 = 3;
+
+/// The depth that a value of [`DEPTH`] says, 0 where there is none. What is no number is as deep as can be.
+pub fn depth(value: Option<&std::ffi::OsStr>) -> u32 {
+    value.map_or(0, |v| v.to_str().and_then(|v| v.parse().ok()).unwrap_or(u32::MAX))
+}
+
 /// Whether a variable that switches something is on.
 pub fn is_on(value: Option<&std::ffi::OsStr>) -> bool {
     value.is_some_and(|v| !v.is_empty() && v != "0")
@@ -74,4 +82,18 @@ pub fn may_set(name: &str) -> bool {
         && upper != "PATH"
         && !name.contains(['=', '\0'])
         && !RESERVED.iter().any(|prefix| upper.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_depth_that_is_none_is_the_deepest() {
+        let said = |text: &str| depth(Some(text.as_ref()));
+        assert_eq!((depth(None), said("0"), said("1"), said("7")), (0, 0, 1, 7));
+        for odd in ["", "x", "-1", "1 ", "99999999999"] {
+            assert_eq!(said(odd), u32::MAX, "{odd:?}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use crate::actor::{again, crew, planner};
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::RunId;
-use crate::cmd::{above, find, run as run_cmd};
+use crate::cmd::{above, find, inside, run as run_cmd};
 use crate::logic::again::{Fate, fates};
 use crate::logic::sched;
 use crate::logic::wake::Concern;
@@ -108,6 +108,7 @@ pub(super) struct Ready {
 /// Looks what of a run is to be run again, for a person who has asked for it.
 pub(super) fn prepare(command: &str, project: &Path, folder: &RunDir, named: &[String]) -> anyhow::Result<Ready> {
     above::refuse_below_client("a run is not continued", "decides that")?;
+    inside::refuse_too_deep()?;
     find::refuse_foreign(folder)?;
     folder.check_locks()?;
     // Held until the new run is there: of two that come at once, the second finds it.

@@ -8,13 +8,14 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use crate::base::env;
+use crate::base::env::{self, MAX_DEPTH};
 use crate::base::exit::Wrong;
 use crate::base::ids::{TaskId, WorkerNo};
 use crate::logic::view::{Phase, View};
 use crate::model::event::{Body, Draft};
 use crate::store::log::{LogError, Tx};
 use crate::store::run::{RunDir, WORKER_LOCK};
+use crate::sys::process;
 
 /// The attempt that this process belongs to.
 #[derive(Debug)]
@@ -96,4 +97,44 @@ pub fn own_run() -> anyhow::Result<Option<RunDir>> {
     let Some(path) = std::env::var_os(env::RUN_DIR).filter(|v| !v.is_empty()) else { return Ok(None) };
     let shown = path.to_string_lossy().into_owned();
     RunDir::open_path(Path::new(&path)).map(Some).with_context(|| format!("cannot open the run in {shown}"))
+}
+
+/// Fails where a task wants to start a run and is too deep in others already, or does not show how deep it is: a plan whose
+/// task runs the plan again comes to an end.
+pub fn refuse_too_deep() -> anyhow::Result<()> {
+    let said = std::env::var_os(env::DEPTH);
+    match depth_verdict(env::depth(said.as_deref()), || said.is_none() && process::is_below_worker()) {
+        Ok(()) => Ok(()),
+        Err(wrong) => Err(wrong.into()),
+    }
+}
+
+fn depth_verdict(depth: u32, is_cleaned: impl FnOnce() -> bool) -> Result<(), Wrong> {
+    if depth >= MAX_DEPTH {
+        let what = format!("this task is part of {MAX_DEPTH} runs, one inside the other; it starts no further one");
+        return Err(Wrong::with_hint(
+            what,
+            "does its plan run itself? Let the outer run have the tasks of the inner one",
+        ));
+    }
+    if is_cleaned() {
+        let what = format!("this is part of a task, but {} is not set; no run is started", env::DEPTH);
+        return Err(Wrong::with_hint(what, "start it with the variables CPW_… that the task was given"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_inside_runs_come_to_an_end() {
+        let refused = |depth, cleaned| depth_verdict(depth, || cleaned).err().map(|e| e.to_string());
+        assert_eq!((refused(0, false), refused(1, false), refused(MAX_DEPTH - 1, false)), (None, None, None));
+        for depth in [MAX_DEPTH, u32::MAX] {
+            assert!(refused(depth, false).is_some_and(|why| why.contains("no further one")));
+        }
+        assert!(refused(0, true).is_some_and(|why| why.contains("CPW_DEPTH is not set")));
+    }
 }

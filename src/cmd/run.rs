@@ -10,6 +10,7 @@ use crate::base::exit::{Exit, Wrong};
 use crate::cmd::above::refuse_below_client;
 use crate::cmd::find;
 use crate::cmd::follow::{self, Followed, Manner};
+use crate::cmd::inside;
 use crate::model::plan::Plan;
 use crate::store::home::State;
 use crate::store::run::{self, Origin, Run, RunDir};
@@ -44,6 +45,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    inside::refuse_too_deep()?;
     let project = find::project()?;
     let prompt = args.prompt.as_deref().map(crate::cmd::plan::prompt_text).transpose()?;
     let mut plans = match (&args.plan, &args.prompt) {

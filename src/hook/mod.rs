@@ -33,6 +33,7 @@ use crate::base::env;
 use crate::store::home::State;
 use crate::store::hooklog;
 use crate::sys::clock;
+use crate::sys::process;
 use crate::sys::signals::{self, Deadline};
 
 /// How long a hook may last that does not hold on purpose.
@@ -88,7 +89,7 @@ impl Hook {
 
 /// Runs a hook. Unknown arguments are ignored: an older cpw must not fail for a newer wiring.
 pub fn main(hook: Hook, args: &[OsString]) -> ExitCode {
-    if env::is_on(std::env::var_os(env::DISABLE).as_deref()) || std::env::var_os(env::DEPTH).is_some() {
+    if env::is_on(std::env::var_os(env::DISABLE).as_deref()) || process::is_in_task() {
         return ExitCode::SUCCESS;
     }
     let begun = clock::mono_ms();

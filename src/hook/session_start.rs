@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::base::env;
 use crate::base::ids::SessionId;
 use crate::hook::Held;
 use crate::hook::answer::Answer;
@@ -39,7 +38,7 @@ pub(super) fn run() -> anyhow::Result<Held> {
         return Ok(0);
     }
     let project = scene::project(&payload)?;
-    if switch::is_off(&state, &project, Some(&id)) || process::ancestor_env_has(env::DEPTH) {
+    if switch::is_off(&state, &project, Some(&id)) || process::is_below_worker() {
         return Ok(0);
     }
     if let Some(session) = session::load_open(state.path(), &id)? {

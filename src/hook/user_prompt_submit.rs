@@ -8,7 +8,6 @@ use anyhow::Context;
 
 use crate::actor::launch::{self, Launched, Place};
 use crate::actor::planner::{self, Asked, Considered, Rules};
-use crate::base::env;
 use crate::base::ids::SessionId;
 use crate::base::text;
 use crate::hook::answer::Answer;
@@ -47,7 +46,7 @@ pub(super) fn run() -> anyhow::Result<Held> {
     }
     let project = scene::project(&payload)?;
     let off = |state: &State| switch::is_off(state, &project, Some(&id));
-    if existing.as_ref().is_some_and(off) || process::ancestor_env_has(env::DEPTH) {
+    if existing.as_ref().is_some_and(off) || process::is_below_worker() {
         return Ok(0);
     }
     let mut answer = Answer::default();

@@ -16,6 +16,8 @@ use nix::libc;
 pub use nix::sys::signal::Signal;
 
 use super::clock::boot_id;
+use super::stamp;
+use crate::base::env;
 use crate::model::event::Process;
 
 /// What the kernel tells about a process.
@@ -283,7 +285,23 @@ fn ancestor_stats() -> Vec<Stat> {
 /// Whether a process above this one was started with the variable `name` in its environment. Those whose environment we
 /// may not read count as without; on macOS all do.
 pub fn ancestor_env_has(name: &str) -> bool {
-    ancestor_stats().iter().any(|stat| environ_of(stat.pid).iter().any(|(key, _)| key == name))
+    any_above_has(&[name])
+}
+
+fn any_above_has(names: &[&str]) -> bool {
+    ancestor_stats().iter().any(|stat| environ_of(stat.pid).iter().any(|(key, _)| names.iter().any(|name| key == name)))
+}
+
+/// Whether this process belongs to a worker's task, as far as that can be seen without a look at others: by its environment,
+/// or where that was cleaned, by the stamp, which outlives it as well as another session and another parent.
+pub fn is_in_task() -> bool {
+    std::env::var_os(env::DEPTH).is_some() || stamp::is_on_this()
+}
+
+/// The same, with a look at the processes above, for where there is no stamp. A worker is among them, too, which gets back
+/// what its task has let go of.
+pub fn is_below_worker() -> bool {
+    is_in_task() || any_above_has(&[env::DEPTH, env::SLOT])
 }
 
 /// The most that is read of a command line or an environment; the kernel's own limit is 6 MiB for both together.

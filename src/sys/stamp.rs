@@ -26,9 +26,13 @@ pub(super) fn of<'a>(mark: impl IntoIterator<Item = &'a [u8]>) -> u64 {
 pub(super) fn for_child(stamp: Option<u64>) -> Option<(u64, u64)> {
     use nix::sys::resource::{Resource, getrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_RTTIME).ok()?;
-    let is_stamp = (FIRST..FIRST << 1).contains(&soft);
-    let wanted = stamp.or_else(|| is_stamp.then_some(hard))?;
+    let wanted = stamp.or_else(|| is_stamp(soft).then_some(hard))?;
     (wanted <= hard).then_some((wanted, hard))
+}
+
+#[cfg(target_os = "linux")]
+fn is_stamp(soft: u64) -> bool {
+    (FIRST..FIRST << 1).contains(&soft)
 }
 
 /// See above: nobody is stamped here.
@@ -46,6 +50,19 @@ pub(super) fn is_on(pid: i32, stamp: u64) -> bool {
 /// See above: nobody is stamped here.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn is_on(_pid: i32, _stamp: u64) -> bool {
+    false
+}
+
+/// Whether this process carries a stamp: a task, or what a task has started, has become it.
+#[cfg(target_os = "linux")]
+pub(super) fn is_on_this() -> bool {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_RTTIME).is_ok_and(|(soft, _)| is_stamp(soft))
+}
+
+/// See above: nobody is stamped here.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn is_on_this() -> bool {
     false
 }
 
@@ -80,6 +97,7 @@ mod tests {
         let (soft, hard) = for_child(Some(FIRST)).unwrap();
         assert_eq!((soft, hard >= soft), (FIRST, true));
         assert_eq!(of_process(i32::MAX), None);
+        assert!(!is_on_this());
         assert!(!is_on(nix::unistd::getpid().as_raw(), FIRST));
     }
 }
