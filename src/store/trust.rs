@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::base::env;
 use crate::base::exit::Wrong;
 use crate::base::hex;
 use crate::store::file::{Rights, read_own, replace};
 use crate::store::home::State;
 use crate::store::project;
+use crate::sys::host;
+use crate::sys::process;
 
 const FOLDER: &str = "trust";
 const VERSION: u32 = 1;
@@ -98,7 +101,24 @@ fn file(state: &State, config: &Path) -> PathBuf {
     state.path().join(FOLDER).join(format!("{}.json", hex::sha256(config.as_os_str().as_bytes())))
 }
 
+/// Fails where the state directory lies in the very project that the config belongs to: what a project brings along must not
+/// say that it is trusted. Settings of a project can name a state directory, too. A user who works in their home has both,
+/// and that is the account's home, whatever `HOME` says.
+fn refuse_own_word(state: &State, config: &Path) -> anyhow::Result<()> {
+    let Some(project) = config.parent().and_then(Path::parent) else { return Ok(()) };
+    if !is_own_word(&std::fs::canonicalize(state.path())?, project, || host::home_of(process::user())) {
+        return Ok(());
+    }
+    let what = format!("the state directory {} lies in the project that it decides about", state.path().display());
+    Err(Wrong::with_hint(what, format!("set {} to a folder outside of it", env::STATE_DIR)).into())
+}
+
+fn is_own_word(state: &Path, project: &Path, home: impl FnOnce() -> Option<PathBuf>) -> bool {
+    state.starts_with(project) && home().is_none_or(|home| !home.starts_with(project))
+}
+
 fn read(state: &State, config: &Path) -> anyhow::Result<Option<Record>> {
+    refuse_own_word(state, config)?;
     let file = file(state, config);
     let name = || format!("the approval {} of {} does not count", file.display(), config.display());
     let Some(bytes) = read_own(&file, MAX_RECORD).with_context(name)? else { return Ok(None) };
@@ -109,6 +129,7 @@ fn read(state: &State, config: &Path) -> anyhow::Result<Option<Record>> {
 }
 
 fn write(state: &State, config: &Path, denied: bool, approved: Option<Approved>) -> anyhow::Result<()> {
+    refuse_own_word(state, config)?;
     let record = Record { version: VERSION, path: config.to_string_lossy().into_owned(), denied, approved };
     let mut bytes = serde_json::to_vec_pretty(&record)?;
     bytes.push(b'\n');
@@ -186,6 +207,27 @@ mod tests {
         assert!(Trust::of(&state, &config, &hash).is_err());
         approve(&state, &config, b"{}").unwrap();
         assert_eq!(std::fs::read_dir(state.path().join(FOLDER)).unwrap().count(), 2, "temporary files are left");
+    }
+
+    #[test]
+    fn a_project_does_not_say_that_it_is_trusted() {
+        let tmp = tempfile::tempdir().unwrap();
+        let project = std::fs::canonicalize(tmp.path()).unwrap();
+        let state = State::open_at(&project.join("deep/state")).unwrap();
+        let config = project.join(project::CONFIG);
+        for refused in
+            [approve(&state, &config, b"{}"), deny(&state, &config), Trust::of(&state, &config, "").map(drop)]
+        {
+            assert!(refused.unwrap_err().to_string().contains("lies in the project"));
+        }
+        // By whatever path the directory is named.
+        let link = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(&project, link.path().join("p")).unwrap();
+        let state = State::open_at(&link.path().join("p/deep/state")).unwrap();
+        assert!(approve(&state, &config, b"{}").is_err());
+        let home =
+            |home: &str| is_own_word(Path::new("/h/u/.local/state/cpw"), Path::new(home), || Some("/h/u".into()));
+        assert!(!home("/h/u") && !home("/h") && !home("/elsewhere") && home("/h/u/.local"));
     }
 
     #[test]

@@ -37,6 +37,20 @@ fn cgroup_left_mib() -> Option<u64> {
         .map(|bytes| bytes / (1024 * 1024))
 }
 
+/// The home of a user as the system's list of accounts has it, whatever the environment says; `None` for an account that is not
+/// in the file.
+pub fn home_of(uid: u32) -> Option<std::path::PathBuf> {
+    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
+    home_in(&accounts, uid).map(Into::into)
+}
+
+fn home_in(accounts: &str, uid: u32) -> Option<&str> {
+    accounts.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        (fields.next()?.parse() == Ok(uid)).then(|| fields.nth(2))?
+    })
+}
+
 /// Whether a descriptor is a terminal.
 pub fn is_terminal(fd: impl AsFd) -> bool {
     fd.as_fd().is_terminal()
@@ -71,6 +85,19 @@ mod tests {
         assert!(available_memory_mib().is_some_and(|mib| mib > 0 && mib < 1 << 30));
         assert_eq!(meminfo_kib("MemFree:  1 kB\nMemAvailable:   2048 kB\n", "MemAvailable:"), Some(2048));
         assert_eq!(meminfo_kib("", "MemAvailable:"), None);
+    }
+
+    #[test]
+    fn an_account_has_the_home_of_its_own_line() {
+        let accounts = "root:x:0:0:root:/root:/bin/bash
+
+odd
++::::::
+u:x:1000:1000:,,,:/home/u:/bin/sh
+v:x:10::
+";
+        let home = |uid| home_in(accounts, uid);
+        assert_eq!((home(0), home(1000), home(100), home(10)), (Some("/root"), Some("/home/u"), None, None));
     }
 
     #[test]
