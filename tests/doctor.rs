@@ -55,11 +55,15 @@ fn well(world: &World) {
     std::fs::write(world.home().join(".claude.json"), projects.to_string()).unwrap();
 }
 
-/// Another program of that name, outside PATH, which this project's local settings call.
+/// Another program of that name, outside PATH and the project, which the user's own settings call.
 fn other_cpw(world: &World, script: &str) {
-    let program = world.script("other/cpw", script);
+    let program = world.path("other/cpw");
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::create_dir_all(world.home().join(".claude")).unwrap();
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let call = json!([{"hooks": [{"type": "command", "command": program, "args": ["stop"], "timeout": 10}]}]);
-    world.write(".claude/settings.local.json", &json!({"hooks": {"Stop": call}}).to_string());
+    std::fs::write(world.home().join(".claude/settings.json"), json!({"hooks": {"Stop": call}}).to_string()).unwrap();
 }
 
 /// Adds to the project's settings.
@@ -180,28 +184,28 @@ fn what_is_wrong_with_the_wiring_is_found_and_the_remedy_mends_it() {
         case(
             |w| {
                 other_cpw(w, "exit 0");
-                std::fs::remove_file(w.project().join("other/cpw")).unwrap();
+                std::fs::remove_file(w.path("other/cpw")).unwrap();
             },
             ("self-test", "error", "which is not there"),
-            "cpw init --local",
+            "cpw init --user",
             1,
             true,
         ),
         case(
             |w| other_cpw(w, "[ \"$1\" != --version ] || echo cpw 0.0.1"),
             ("self-test", "warn", "another cpw"),
-            "cpw init --local",
+            "cpw init --user",
             0,
             true,
         ),
         case(
             |w| other_cpw(w, "echo broken pipe >&2; exit 2"),
             ("self-test", "error", "exit code 2 and says: broken pipe"),
-            "cpw init --local",
+            "cpw init --user",
             1,
             true,
         ),
-        case(|w| other_cpw(w, "exec sleep 1000"), ("self-test", "error", "took too long"), "cpw init --local", 1, true),
+        case(|w| other_cpw(w, "exec sleep 1000"), ("self-test", "error", "took too long"), "cpw init --user", 1, true),
         case(
             |w| {
                 well(w);

@@ -42,7 +42,8 @@ const MAX_RUNS: usize = 200;
     cpw doctor               in a project's folder\n  \
     cpw doctor 20261121-10   one run: its log, its workers, what is wrong with it and what can be done\n  \
     cpw doctor --json        for programs\n\n\
-    Nothing is changed. One of the hook calls in the settings is made as it stands there, for a session that there is not.\n\
+    Nothing is changed. One of the hook calls in the settings is made as it stands there, for a session that there is not; of a \
+    project's own settings only what `cpw init` writes: looking runs nothing that came with a project.\n\
     Exit code: 0 nothing is broken (warnings may be shown) · 1 something is")]
 pub struct Args {
     /// The run: its id or a unique beginning of it
@@ -138,7 +139,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// All checks, in the order in which they are shown.
 pub fn checks(project: &Path) -> Vec<Check> {
-    let mut out = vec![wiring::on_path(), switched_off(project), state()];
+    let mut out = vec![wiring::on_path(project), switched_off(project), state()];
+    out.splice(1..1, wiring::path_into(project));
     let own = home::State::existing().ok().flatten();
     out.push(config(project));
     out.extend(wiring::checks(project));

@@ -205,6 +205,12 @@ impl Call {
         // One that we cannot read may mean anything.
         regex::Regex::new(written).map_or(true, |expression| expression.is_match(tool))
     }
+
+    /// Whether it is, to the letter, a line that [`install`] writes into a file that a team shares.
+    pub fn is_shared_line(&self) -> bool {
+        let is_it = |hook: &Hook| hook.handler(&Form::Shared)["command"] == *self.command;
+        self.args.is_none() && WIRING.iter().any(is_it)
+    }
 }
 
 /// The commands that a settings file calls, of cpw and others.

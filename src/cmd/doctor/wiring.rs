@@ -1,5 +1,6 @@
 //! `cpw doctor`: whether Claude Code calls cpw here. What its settings say, what keeps it from reading them, whether the very
-//! commands that stand there answer, and which other hooks see the same calls. Nothing is changed.
+//! commands that stand there answer, and which other hooks see the same calls. Nothing is changed. Who looks at a project that
+//! came from elsewhere does not run what it brought along: a command is tried only where it is ours or the user's own.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -56,6 +57,11 @@ impl Layer {
 
     fn shown(&self) -> String {
         one_line(&self.path.to_string_lossy(), 300)
+    }
+
+    /// Whether it came with the project, or could have.
+    fn is_of_project(&self) -> bool {
+        matches!(self.flag, Some("" | " --local"))
     }
 
     fn is_wired(&self) -> bool {
@@ -148,7 +154,33 @@ fn switched_off(layers: &[Layer]) -> Option<Check> {
     })
 }
 
-/// Calls one of the commands of ours in a settings file exactly as it stands there.
+/// Why a command is not tried, where it must not be.
+fn untried(layer: &Layer, call: &Call, project: &Path) -> Option<&'static str> {
+    let program = Path::new(&call.command);
+    match call.args {
+        None if call.is_shared_line() => None,
+        None => Some("it is not the line that `cpw init` writes"),
+        Some(_) if !program.is_absolute() => Some("it names its program by no whole path"),
+        Some(_) if is_below(program, project) => Some("it is a program of the project"),
+        Some(_) if layer.is_of_project() && !is_this(program) => {
+            Some("it is another program than this cpw, and what a project names is not started by looking at it")
+        }
+        Some(_) => None,
+    }
+}
+
+/// Whether a file is below the project, by its name or behind links.
+fn is_below(path: &Path, project: &Path) -> bool {
+    path.starts_with(project) || std::fs::canonicalize(path).is_ok_and(|real| real.starts_with(project))
+}
+
+/// Whether a file is this very program.
+fn is_this(path: &Path) -> bool {
+    let own = process::exe_path().and_then(std::fs::canonicalize);
+    own.is_ok_and(|own| std::fs::canonicalize(path).is_ok_and(|there| there == own))
+}
+
+/// Calls one of the commands of ours in a settings file exactly as it stands there, if it may be tried.
 fn answers(layer: &Layer, project: &Path) -> Option<Check> {
     const NAME: &str = "self-test";
     let calls = layer.calls();
@@ -156,13 +188,17 @@ fn answers(layer: &Layer, project: &Path) -> Option<Check> {
         calls.iter().find(|call| call.ours && call.event == "PostToolBatch").or(calls.iter().find(|c| c.ours))?;
     let init = format!("`cpw init{}` writes it anew", layer.flag.unwrap_or_default());
     let shown = one_line(&call.command, 200);
-    if call.args.is_none() && cpw_on_path().is_none() {
+    if call.is_shared_line() && cpw_on_path(project).is_none() {
         // It is silent then, and says nothing about itself.
         return None;
     }
     let bad = |text: String| Some(Check::new(NAME, Finding::Error, text).remedy(init.clone()));
     if call.args.is_some() && call.command.contains('/') && !Path::new(&call.command).is_file() {
         return bad(format!("{} calls {shown}, which is not there: nothing of cpw runs", layer.shown()));
+    }
+    if let Some(why) = untried(layer, call, project) {
+        let text = format!("{} calls {shown}, which was not tried: {why}", layer.shown());
+        return Some(Check::new(NAME, Finding::Warn, text).remedy(init));
     }
     match ask(call, project) {
         Err(why) => bad(format!("{shown}, as {} calls it, does not answer: {}", layer.shown(), one_line(&why, 200))),
@@ -176,7 +212,7 @@ fn answers(layer: &Layer, project: &Path) -> Option<Check> {
             one_line(&format!("{}{}", ran.stderr, String::from_utf8_lossy(&ran.stdout)), 200)
         )),
         Ok(_) => {
-            let other = call.args.as_ref().and_then(|_| other_program(Path::new(&call.command)));
+            let other = call.args.as_ref().and_then(|_| other_program(Path::new(&call.command), project));
             Some(match other {
                 Some(other) => Check::new(NAME, Finding::Warn, format!("{} calls {other}", layer.shown())).remedy(init),
                 None => Check::new(NAME, Finding::Ok, format!("a hook answers as {} calls it", layer.shown())),
@@ -186,10 +222,10 @@ fn answers(layer: &Layer, project: &Path) -> Option<Check> {
 }
 
 /// The program at `path`, where that is another one than this.
-fn other_program(path: &Path) -> Option<String> {
-    let own = process::exe_path().and_then(std::fs::canonicalize).ok()?;
-    let there = std::fs::canonicalize(path).ok()?;
-    (there != own).then(|| format!("another cpw, {}: {}", one_line(&path.to_string_lossy(), 200), version(path)))
+fn other_program(path: &Path, project: &Path) -> Option<String> {
+    let says =
+        || if is_below(path, project) { "it is inside the project, and was not asked".into() } else { version(path) };
+    (!is_this(path)).then(|| format!("another cpw, {}: {}", one_line(&path.to_string_lossy(), 200), says()))
 }
 
 /// What a program says of its version.
@@ -204,8 +240,9 @@ fn version(path: &Path) -> String {
 
 fn ask(call: &Call, project: &Path) -> Result<program::Ran, String> {
     let payload = json!({"session_id": NOBODY, "cwd": project, "hook_event_name": call.event, "tool_calls": []});
-    let foreign = |name: &OsStr| name == env::LOG || name.as_encoded_bytes().starts_with(b"CLAUDE");
+    let foreign = |name: &OsStr| name == env::LOG || name == "PATH" || name.as_encoded_bytes().starts_with(b"CLAUDE");
     let mut all: Vec<(OsString, OsString)> = std::env::vars_os().filter(|(name, _)| !foreign(name)).collect();
+    all.extend(std::env::join_paths(path_outside(project)).ok().map(|path| ("PATH".into(), path)));
     all.extend([
         (env::CLAUDE_SESSION_ID.into(), NOBODY.into()),
         (env::CLAUDE_PROJECT_DIR.into(), project.into()),
@@ -233,22 +270,39 @@ fn run(
     program::run(Program { path, argv, env, cwd, stdin, stdout: None, until, stop: None })
 }
 
-fn cpw_on_path() -> Option<PathBuf> {
+/// The folders on PATH in which nothing is that the project could have put there.
+fn path_outside(project: &Path) -> Vec<PathBuf> {
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&dirs).filter(|dir| dir.is_absolute() && !is_below(dir, project)).collect()
+}
+
+fn cpw_on_path(project: &Path) -> Option<PathBuf> {
+    path_outside(project).into_iter().map(|dir| dir.join("cpw")).find(|p| p.is_file())
+}
+
+/// A folder on PATH by which a project is looked into for programs.
+pub(super) fn path_into(project: &Path) -> Option<Check> {
     let dirs = std::env::var_os("PATH")?;
-    std::env::split_paths(&dirs).map(|dir| dir.join("cpw")).find(|p| p.is_absolute() && p.is_file())
+    let inside = std::env::split_paths(&dirs).find(|dir| !dir.is_absolute() || is_below(dir, project))?;
+    let shown = if inside.as_os_str().is_empty() { ".".into() } else { one_line(&inside.to_string_lossy(), 200) };
+    let text = format!(
+        "PATH leads into the project: {shown}; for cpw it does not count, for hooks of a shared wiring it does"
+    );
+    let remedy = "take it out of PATH: whoever wrote the project chooses what `cpw`, `git` and others are there";
+    Some(Check::new("program", Finding::Warn, text).remedy(remedy))
 }
 
 /// The program that a wiring which finds cpw on PATH would call.
-pub(super) fn on_path() -> Check {
+pub(super) fn on_path(project: &Path) -> Check {
     const NAME: &str = "program";
     let own = process::exe_path().unwrap_or_default();
     let linked = if cfg!(target_feature = "crt-static") { "static" } else { "dynamic" };
     let text = format!("cpw {} ({linked}) at {}", env!("CARGO_PKG_VERSION"), own.display());
-    let Some(found) = cpw_on_path() else {
+    let Some(found) = cpw_on_path(project) else {
         return Check::new(NAME, Finding::Warn, format!("{text}, which is not on PATH"))
             .remedy("put its folder on PATH; hooks wired by `cpw init` without --local look for it there");
     };
-    match other_program(&found) {
+    match other_program(&found, project) {
         Some(other) => Check::new(NAME, Finding::Warn, format!("{text}\nPATH has {other}"))
             .remedy("put this one's folder first on PATH, or remove the other one"),
         None => Check::new(NAME, Finding::Ok, text),
