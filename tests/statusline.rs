@@ -51,6 +51,15 @@ mod tests {
         String::from_utf8(stdout).expect("text")
     }
 
+    /// The user's own settings with a status line of ours, written by hand, that wraps this command.
+    fn wire(world: &World, command: &str) {
+        let line = format!("cpw statusline --wrap '{}'", command.replace('\'', r"'\''"));
+        let folder = world.home().join(".claude");
+        fs::create_dir_all(&folder).expect("a folder");
+        let settings = json!({"statusLine": {"type": "command", "command": line}});
+        fs::write(folder.join("settings.json"), settings.to_string()).expect("settings");
+    }
+
     fn said(mut command: Command, stdin: &str, world: &World) -> (Option<i32>, String) {
         let path = world.path("stdin");
         fs::write(&path, stdin).expect("a file");
@@ -136,6 +145,7 @@ mod tests {
         for (command, code, text) in
             [(own, 0, "mine\n  and a second line"), ("echo no; exit 3", 3, "no\n"), ("exec cat", 0, "")]
         {
+            wire(&world, command);
             let (ended, shown) = line(&world, &["--wrap", command], SESSION);
             assert_eq!(ended, Some(code), "{command}");
             assert!(shown == text || command == "exec cat" && shown == payload(&world, SESSION), "{command}: {shown}");
@@ -146,6 +156,7 @@ mod tests {
         assert_eq!(said(wrapped(), "not JSON", &world), (Some(0), "mine\n  and a second line".into()));
         assert_eq!(heard(&world), "not JSON");
         deploy(&world);
+        wire(&world, own);
         let (_, shown) = line(&world, &["--wrap", own], SESSION);
         assert!(shown.strip_prefix("mine\n  and a second line\n").is_some_and(is_far), "{shown}");
         assert_eq!(heard(&world), payload(&world, SESSION));
@@ -158,6 +169,7 @@ mod tests {
         for broken in
             ["echo no; exit 3", "/no/such/program", "kill -9 $$", "echo $$ >\"$HOME/pid\"; echo no; sleep 300"]
         {
+            wire(&world, broken);
             let (code, shown) = line(&world, &["--wrap", broken], SESSION);
             assert!(code == Some(0) && is_far(&shown), "{broken}: {shown}");
         }

@@ -64,6 +64,12 @@ fn is_in_task() -> bool {
     worker.is_some_and(|worker| nearest(worker, ancestors()))
 }
 
+/// The nearest client above this process, by its program.
+pub(crate) fn nearest_client() -> Option<process::Ancestor> {
+    let client = ancestors().find(Ancestor::is_claude)?.pid;
+    process::ancestors().into_iter().find(|above| above.pid == client)
+}
+
 /// Whether `worker` comes before any client, upwards.
 fn nearest(worker: &Process, above: impl Iterator<Item = Ancestor>) -> bool {
     for ancestor in above {

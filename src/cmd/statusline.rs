@@ -3,6 +3,8 @@
 //! locked ever. It shows; it never helps: who works on a run is not its business. With `--wrap` another status line command
 //! is shown above it; where cpw has nothing to say, cpw becomes that command.
 
+mod permit;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -58,7 +60,8 @@ const NEWEST: usize = 8;
     (W2 is the one that needs longest, 40 s what it still needs). Where nothing runs it says nothing. With \
     \"refreshInterval\": 2 beside the command the line moves while nothing else happens.\n\
     The wrapped command runs in sh, with the same stdin, and its output stands above the line. While something runs it has 1.5 s; \
-    a slower or a failing one does not hide the line.\n\n\
+    a slower or a failing one does not hide the line. Inside Claude Code it runs only if it stands there in the \"statusLine\" of \
+    its settings: the model, which may call cpw, may not call anything by it.\n\n\
     Exit code: 0; where nothing runs that of the wrapped command (or 1, where the environment names no session and it failed)")]
 pub struct Args {
     /// Another status line command, to be shown above
@@ -95,7 +98,14 @@ pub fn run(args: &Args) -> Exit {
     let Ok(deadline) = signals::hook_deadline(lifetime) else { return Exit::Ok };
     let mut read = None;
     let own = look(&mut read);
-    let Some(command) = &args.wrap else {
+    let command = args.wrap.as_deref().filter(|command| {
+        let may = permit::may_run(command);
+        if !may {
+            print::err("cpw: --wrap: no settings of the Claude Code above have this command in their status line; it is not run");
+        }
+        may
+    });
+    let Some(command) = command else {
         if let Some(own) = own {
             print::out(own);
         }
@@ -105,7 +115,7 @@ pub fn run(args: &Args) -> Exit {
         None if read.is_none() => {
             // It has the time that the client gives it.
             deadline.cancel();
-            drop(program::turn_into(&["sh", "-c", command].map(OsString::from), &[]));
+            drop(program::turn_into(&["/bin/sh", "-c", command].map(OsString::from), &[]));
             Exit::Failed
         }
         None => {

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-pub use line::{StatusLine, status_line, unwire_line, wire_line};
+pub use line::{StatusLine, status_line, unwire_line, wire_line, wraps};
 
 /// Why a settings file is left alone, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,6 +329,10 @@ fn simple_commands(line: &str) -> Option<Vec<Vec<String>>> {
                 word.get_or_insert_default();
             }
             (None, '\\') => word.get_or_insert_default().push(chars.next()?),
+            (Some('"'), '\\') => match chars.next()? {
+                next @ ('$' | '`' | '"' | '\\') => word.get_or_insert_default().push(next),
+                next => word.get_or_insert_default().extend(['\\', next]),
+            },
             (None, _) if c.is_whitespace() || matches!(c, ';' | '|' | '&') => {
                 // `2>&1`: the `&` belongs to the redirection.
                 if c == '&' && word.as_ref().is_some_and(|w| w.ends_with('>')) {

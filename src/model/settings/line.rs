@@ -110,6 +110,51 @@ pub fn status_line(bytes: &[u8]) -> Result<Option<StatusLine>, Refused> {
     }))
 }
 
+/// Whether the status line of a settings file is one of cpw that wraps the command `wrapped`. `variable` tells what a shell puts
+/// in for `$NAME`, between quotes of either kind, since what stands there is the user's own.
+pub fn wraps(bytes: &[u8], wrapped: &str, variable: &dyn Fn(&str) -> Option<String>) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let settings: Value = serde_json::from_str(text.trim_start_matches('\u{FEFF}')).unwrap_or_default();
+    let Some(command) = settings.pointer("/statusLine/command").and_then(Value::as_str) else { return false };
+    if let Some((_, before)) = read(command) {
+        return before.as_deref() == Some(wrapped);
+    }
+    let is_meant = |named: &str| named == wrapped || filled(named, variable) == wrapped;
+    let calls = simple_commands(command).unwrap_or_default();
+    calls.iter().filter_map(|words| wrapped_by(words)).any(is_meant)
+}
+
+/// What a call of cpw's status line wraps.
+fn wrapped_by(words: &[String]) -> Option<&str> {
+    let mut words = words.iter().map(String::as_str).skip_while(|w| *w == "exec" || is_assignment(w));
+    words.next().filter(|w| *w == "cpw" || w.ends_with("/cpw"))?;
+    words.next().filter(|w| *w == "statusline")?;
+    let flag = words.next()?;
+    flag.strip_prefix("--wrap=").or_else(|| words.next().filter(|_| flag == "--wrap"))
+}
+
+/// A text with the values of its variables, and of a `~/` that it begins with.
+fn filled(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> String {
+    let home = || variable("HOME").unwrap_or_default();
+    let text = text.strip_prefix("~/").map_or_else(|| text.to_owned(), |rest| format!("{}/{rest}", home()));
+    let mut out = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, behind)) = rest.split_once('$') {
+        out.push_str(before);
+        let braced = behind.strip_prefix('{').and_then(|inner| inner.split_once('}'));
+        let end = behind.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(behind.len());
+        let (name, tail) = braced.unwrap_or_else(|| behind.split_at(end));
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            out.push('$');
+            rest = behind;
+        } else {
+            out.push_str(&variable(name).unwrap_or_default());
+            rest = tail;
+        }
+    }
+    out + rest
+}
+
 /// The status line of a text. Refuses one that the client would not run, or of which cpw does not know what it is.
 pub(super) fn find(document: &Document<'_>) -> Result<Option<Found>, Refused> {
     let Some((_, member)) = document.root.member(KEY) else { return Ok(None) };
@@ -247,4 +292,51 @@ fn first_word(text: &str) -> Option<(String, &str)> {
 fn encode(text: &str) -> String {
     let whole = Value::from(text).to_string();
     whole[1..whole.len() - 1].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_status_line_wraps_is_told_from_everything_else() {
+        let variable = |name: &str| (name == "HOME").then(|| "/home/u".to_owned());
+        let of = |command: &str, wrapped: &str| {
+            let settings = json!({"statusLine": {"type": "command", "command": command}}).to_string();
+            wraps(settings.as_bytes(), wrapped, &variable)
+        };
+        for (command, wrapped) in [
+            ("cpw statusline --wrap ./line.sh", "./line.sh"),
+            ("exec /opt/cpw statusline --wrap='a \"b\"'", "a \"b\""),
+            (r#"cpw statusline --wrap "a \"$HOME\" \x""#, r#"a "/home/u" \x"#),
+            ("cpw statusline --wrap \"$HOME/line.sh\"", "/home/u/line.sh"),
+            ("cpw statusline --wrap ~/line.sh", "/home/u/line.sh"),
+            ("cpw statusline --wrap 'echo ${HOME} $'", "echo ${HOME} $"),
+            ("CPW_LOG=debug cpw statusline --wrap '$(cat | head -c 1)'", "$(cat | head -c 1)"),
+        ] {
+            assert!(of(command, wrapped), "{command}");
+        }
+        for before in ["./line.sh", "it's `a` \"$b\"; exit 3", "two\nlines"] {
+            for form in [Form::Shared, Form::Exec("/opt/a b/cpw".into())] {
+                let made = command(&form, Some(before));
+                assert!(of(&made, before) && !of(&made, "touch x"), "{made}");
+            }
+        }
+        for (command, wrapped) in [
+            ("cpw statusline", ""),
+            ("cpw statusline --wrap a", "b"),
+            ("cpw statusline --wrap a b", "b"),
+            ("echo cpw statusline --wrap a", "a"),
+            ("cpw status --wrap a", "a"),
+            ("cpw statusline --wrap", "a"),
+            ("a", "a"),
+            ("cpw statusline --wrap `a`", "a"),
+            ("cpw statusline --wrap '$X; a'", "; a; a"),
+        ] {
+            assert!(!of(command, wrapped), "{command}");
+        }
+        for odd in ["", "{", "[]", "{\"statusLine\": 1}", "{\"statusLine\": {\"command\": 1}}"] {
+            assert!(!wraps(odd.as_bytes(), "a", &variable), "{odd}");
+        }
+    }
 }
