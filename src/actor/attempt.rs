@@ -701,15 +701,12 @@ fn scratch_folder(folder: &RunDir, name: &str) -> std::io::Result<PathBuf> {
     Ok(dir.path().to_owned())
 }
 
-/// Moves what a client wrote into the attempt's folder: regular files of the top level, copied where a rename cannot reach.
+/// Moves what a client wrote into the attempt's folder: regular files of the top level. What is there already stays as it is.
 fn move_files(from: &Path, to: &Dir) {
-    let Ok(entries) = std::fs::read_dir(from) else { return };
-    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_file())) {
-        let target = to.path().join(entry.file_name());
-        let moved = std::fs::rename(entry.path(), &target)
-            .or_else(|_| std::fs::copy(entry.path(), &target).and_then(|_| std::fs::remove_file(entry.path())));
-        if let Err(error) = moved {
-            tracing::warn!(%error, file = %entry.path().display(), "an artifact could not be moved");
+    let Ok(folder) = Dir::open_nofollow(from) else { return };
+    for name in folder.names().unwrap_or_default() {
+        if let Err(error) = folder.move_file(&name, to) {
+            tracing::warn!(%error, "an artifact could not be moved");
         }
     }
     drop(std::fs::remove_dir(from));

@@ -1,11 +1,11 @@
 //! Reading a file that must be the user's own, and replacing a file as a whole or not at all.
 
-use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::fs::{Metadata, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::sys::dir::open_path;
+use crate::sys::dir::{Dir, open_path};
 use crate::sys::process;
 use crate::sys::random;
 
@@ -22,38 +22,49 @@ pub enum Rights<'a> {
 
 /// Replaces `path` by a file with these bytes, atomically: a temporary file in the same folder, synced, then renamed. On an
 /// error the old file is as it was and nothing else is left behind. A symbolic link at `path` would itself be replaced:
-/// see [`behind_links`].
+/// see [`behind_links`]. Its folder is opened once: whatever is exchanged on the way to it, all of this happens in one folder.
 pub fn replace(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
-    let folder = folder_of(path);
-    let temporary = folder.join(format!(".cpw-{}", random::hex()));
-    let result = write_new(&temporary, bytes, rights).and_then(|()| std::fs::rename(&temporary, path));
-    if result.is_err() {
-        drop(std::fs::remove_file(&temporary));
-        return result;
+    let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?;
+    let folder = Dir::open(folder_of(path)).map_err(|e| bare(e, folder_of(path)))?;
+    let temporary = format!(".cpw-{}", random::hex());
+    let put = || {
+        write_new(&folder, &temporary, bytes, rights)?;
+        folder.rename(&temporary, name)
+    };
+    if let Err(e) = put() {
+        drop(folder.remove(&temporary));
+        return Err(bare(e, &folder.path().join(&temporary)));
     }
     // The rename is done; a folder that cannot be synced only makes it last less surely.
-    drop(File::open(folder).and_then(|f| f.sync_all()));
+    drop(folder.sync());
     Ok(())
 }
 
-fn write_new(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
-    // Without the right to read for others until the final mode is set.
-    let mode = if matches!(rights, Rights::Usual) { 0o666 } else { 0o600 };
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    match rights {
-        Rights::Usual => {}
-        Rights::Private => file.set_permissions(Permissions::from_mode(0o600))?,
-        Rights::Of(old) => {
-            let new = file.metadata()?;
-            if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-                let changed = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
-                // A group that cannot be kept is no loss of control; an owner would be.
-                if new.uid() != old.uid() {
-                    changed?;
-                }
+/// The reason alone: who calls names the file that was meant, and the temporary one is of no use to a reader.
+fn bare(e: io::Error, path: &Path) -> io::Error {
+    match e.to_string().strip_prefix(&format!("{}: ", path.display())) {
+        Some(reason) => io::Error::new(e.kind(), reason.to_owned()),
+        None => e,
+    }
+}
+
+fn write_new(folder: &Dir, name: &str, bytes: &[u8], rights: Rights) -> io::Result<()> {
+    let mut file = match rights {
+        Rights::Usual => folder.create_usual(name)?,
+        // Without the right to read for others until the final mode is set.
+        Rights::Private | Rights::Of(_) => folder.create_new(name, 0o600)?,
+    };
+    if let Rights::Of(old) = rights {
+        let new = file.metadata()?;
+        if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+            // It stays whose it was: only root can do that, where it changes a file of somebody else.
+            let changed = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
+            // A group that cannot be kept is no loss of control; an owner would be.
+            if new.uid() != old.uid() {
+                changed?;
             }
-            file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
         }
+        file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
     }
     file.write_all(bytes)?;
     file.sync_all()

@@ -204,7 +204,15 @@ fn make(dir: &Dir, name: &OsStr) -> Result<(), Errno> {
 /// Both ends are opened, so that the FIFO never reports its end when a ringer leaves.
 fn open_and_link(dir: &Dir, hidden: &OsStr, name: &OsStr) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let fifo = openat(dir, hidden, flags, Mode::empty())?;
+    let open = || openat(dir, hidden, flags, Mode::empty());
+    let fifo = match open() {
+        // A umask can take away even the owner's rights.
+        Err(Errno::EACCES) => {
+            dir.set_mode(hidden, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|_| Errno::EACCES)?;
+            open()?
+        }
+        other => other?,
+    };
     linkat(dir, hidden, dir, name, AtFlags::empty())?;
     Ok(fifo)
 }

@@ -83,12 +83,24 @@ impl Dir {
 
     /// Which folder it is.
     pub fn id(&self) -> io::Result<FileId> {
-        FileId::of(&File::from(self.fd.try_clone()?))
+        fstat(&self.fd).map(|stat| id_of(&stat)).map_err(|e| explain(&self.path, e))
     }
 
     /// A second handle of the same folder.
     pub fn try_clone(&self) -> io::Result<Dir> {
         Ok(Dir { fd: self.fd.try_clone()?, path: self.path.clone() })
+    }
+
+    /// Who owns it, and its permissions.
+    pub fn owner(&self) -> io::Result<(u32, u32)> {
+        let meta = self.as_file()?.metadata()?;
+        Ok((meta.uid(), meta.mode() & 0o7777))
+    }
+
+    /// The folder as a file, for locks.
+    pub fn as_file(&self) -> io::Result<File> {
+        // Opened anew: a lock on a duplicate would be held by this handle, too.
+        openat(&self.fd, ".", FOLDER, Mode::empty()).map(File::from).map_err(|e| explain(&self.path, e))
     }
 
     /// Fails unless the folder is ours and nobody else can write into it.
@@ -119,9 +131,21 @@ impl Dir {
         let name = component(name.as_ref())?;
         let mode = mode_of(mode);
         mkdirat(&self.fd, name, mode).map_err(|e| explain(&self.path.join(name), e))?;
-        let dir = self.sub(name)?;
+        let dir = match self.sub(name) {
+            // A umask can take from the owner what is needed to open it.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                self.set_mode(name, mode)?;
+                self.sub(name)?
+            }
+            other => other?,
+        };
         fchmod(&dir.fd, mode).map_err(|e| explain(&dir.path, e))?;
         Ok(dir)
+    }
+
+    /// Gives what has this name, itself and not what it links to, exactly this mode.
+    pub(super) fn set_mode(&self, name: &OsStr, mode: Mode) -> io::Result<()> {
+        fchmodat(&self.fd, name, mode, FchmodatFlags::NoFollowSymlink).map_err(|e| explain(&self.path.join(name), e))
     }
 
     /// Opens an existing file for reading.
@@ -158,18 +182,38 @@ impl Dir {
         Ok(file)
     }
 
+    /// Makes a new file, to be written to, with what the umask leaves of 0666: for files of a project that its user's other
+    /// programs share.
+    pub fn create_usual(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
+        let name = component(name.as_ref())?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | FILE;
+        let fd = openat(&self.fd, name, flags, mode_of(0o666)).map_err(|e| explain(&self.path.join(name), e))?;
+        Ok(File::from(fd))
+    }
+
     fn open_file(&self, name: &OsStr, flags: OFlag, mode: u32) -> io::Result<File> {
         let name = component(name)?;
         let here = || self.path.join(name);
         let fd = openat(&self.fd, name, flags | FILE, mode_of(mode)).map_err(|e| explain(&here(), e))?;
         let stat = fstat(&fd).map_err(|e| explain(&here(), e))?;
         if kind_of(&stat) != SFlag::S_IFREG {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{}: not a regular file; remove it", here().display()),
-            ));
+            return Err(not_regular(&here()));
         }
         check_owner(&here(), &stat)?;
+        if flags.contains(OFlag::O_RDWR) && stat.st_nlink > 1 {
+            // What is written here would be written there.
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "{}: has a second name elsewhere (a hard link), and cpw writes to no such file",
+                    here().display()
+                ),
+            ));
+        }
+        if flags.contains(OFlag::O_CREAT) && stat.st_mode & 0o600 != 0o600 {
+            // A umask can take from the owner what the next one needs to open it.
+            fchmod(&fd, mode_of(0o600)).map_err(|e| explain(&here(), e))?;
+        }
         Ok(File::from(fd))
     }
 
@@ -223,6 +267,12 @@ impl Dir {
         }
     }
 
+    /// Renames a file of this folder into the folder `to`, replacing what has the new name there.
+    pub fn rename_to(&self, from: impl AsRef<OsStr>, to: &Dir, name: impl AsRef<OsStr>) -> io::Result<()> {
+        let (from, name) = (component(from.as_ref())?, component(name.as_ref())?);
+        renameat(&self.fd, from, &to.fd, name).map_err(|e| explain(&self.path.join(from), e))
+    }
+
     /// Renames within this folder, replacing what has the new name.
     pub fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> io::Result<()> {
         let (from, to) = (component(from.as_ref())?, component(to.as_ref())?);
@@ -237,6 +287,23 @@ impl Dir {
             Err(Errno::ENOENT) => Ok(false),
             Err(e) => Err(explain(&self.path.join(name), e)),
         }
+    }
+
+    /// Moves a file of this folder into the folder `to`, where nothing of that name may be; copied where a rename cannot reach.
+    /// What is no regular file stays, and is an error.
+    pub fn move_file(&self, name: impl AsRef<OsStr>, to: &Dir) -> io::Result<()> {
+        let name = component(name.as_ref())?;
+        let told = |e| explain(&self.path.join(name), e);
+        let stat = fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(told)?;
+        if kind_of(&stat) != SFlag::S_IFREG {
+            return Err(not_regular(&self.path.join(name)));
+        }
+        match linkat(&self.fd, name, &to.fd, name, AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::EXDEV | Errno::EPERM | Errno::EMLINK | Errno::EOPNOTSUPP) => self.copy(to, name)?,
+            Err(e) => return Err(told(e)),
+        }
+        self.remove(name).map(drop)
     }
 
     /// Puts everything that is in this folder, folders below it included, into the folder `to` as well: under a second name
@@ -276,7 +343,11 @@ impl Dir {
         let told = |e| explain_io(&self.path.join(name), &e);
         let fd = openat(&self.fd, name, OFlag::O_RDONLY | FILE, Mode::empty()).map_err(|e| explain(&self.path, e))?;
         let mut from = File::from(fd);
-        let mode = from.metadata().map_err(told)?.mode() & 0o755;
+        let meta = from.metadata().map_err(told)?;
+        if !meta.is_file() {
+            return Err(not_regular(&self.path.join(name)));
+        }
+        let mode = meta.mode() & 0o755;
         io::copy(&mut from, &mut to.create_new(name, mode)?).map_err(told).map(drop)
     }
 
@@ -315,6 +386,17 @@ impl Dir {
         gone(unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)).map_err(|e| explain(&self.path.join(name), e))
     }
 
+    /// Removes what has this name, a folder with all that is in it. Returns how many bytes that were, as [`Dir::empty`] does.
+    pub fn remove_all(&self, name: impl AsRef<OsStr>) -> io::Result<u64> {
+        let name = component(name.as_ref())?;
+        let mut bytes = 0;
+        if let Some(dir) = self.remove_unless_folder(name, &mut bytes)? {
+            bytes += dir.empty()?;
+            self.remove_folder(name)?;
+        }
+        Ok(bytes)
+    }
+
     /// Removes what has this name, unless it is a folder: that is returned open, and can be written to.
     fn remove_unless_folder(&self, name: &OsStr, bytes: &mut u64) -> io::Result<Option<Dir>> {
         let told = |e| explain(&self.path.join(name), e);
@@ -324,8 +406,8 @@ impl Dir {
         };
         if kind_of(&stat) == SFlag::S_IFDIR {
             if stat.st_mode & 0o700 != 0o700 {
-                // It has to be readable to be opened. It is no link, and nobody else can exchange it.
-                fchmodat(&self.fd, name, mode_of(0o700), FchmodatFlags::FollowSymlink).map_err(told)?;
+                // It has to be readable to be opened.
+                self.set_mode(name, mode_of(0o700))?;
             }
             return match self.sub(name) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -426,6 +508,10 @@ fn gone(result: nix::Result<()>) -> nix::Result<()> {
 
 fn kind_of(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+fn not_regular(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{}: not a regular file; remove it", path.display()))
 }
 
 fn check_owner(path: &Path, stat: &FileStat) -> io::Result<()> {
@@ -557,6 +643,43 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_written_through_a_second_name() {
+        let (temp, dir) = folder();
+        let (outside, there) = folder();
+        there.write_atomic("file", b"theirs", 0o600, false).unwrap();
+        std::fs::hard_link(outside.path().join("file"), temp.path().join("file")).unwrap();
+        for error in [
+            dir.open_append("file").unwrap_err(),
+            dir.open_append_existing("file").unwrap_err(),
+            dir.open_rw("file").unwrap_err(),
+            dir.open_existing("file").unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("hard link"), "{error}");
+        }
+        dir.write_atomic("file", b"mine", 0o600, false).unwrap();
+        assert_eq!(there.read_bounded("file", 100).unwrap(), b"theirs");
+        dir.open_rw("file").unwrap();
+    }
+
+    #[test]
+    fn a_file_is_moved_as_itself_and_over_nothing() {
+        let (temp, dir) = folder();
+        let (from, to) = (dir.make_new_sub("from", 0o700).unwrap(), dir.make_new_sub("to", 0o700).unwrap());
+        from.write_atomic("a", b"a", 0o600, false).unwrap();
+        from.write_atomic("b", b"b", 0o600, false).unwrap();
+        to.write_atomic("b", b"first", 0o600, false).unwrap();
+        symlink("/etc/passwd", temp.path().join("from/link")).unwrap();
+        nix::unistd::mkfifo(&temp.path().join("from/fifo"), Mode::S_IRWXU).unwrap();
+        from.move_file("a", &to).unwrap();
+        for name in ["b", "link", "fifo"] {
+            assert!(from.move_file(name, &to).is_err(), "{name}");
+        }
+        assert_eq!((from.names().unwrap().len(), to.names().unwrap().len()), (3, 2));
+        assert_eq!(to.read_bounded("b", 9).unwrap(), b"first");
+        assert_eq!(to.stat("a").unwrap().unwrap().nlink, 1);
+    }
+
+    #[test]
     fn files_of_other_users_are_refused() {
         let (temp, mut dir) = folder();
         if geteuid().is_root() {
@@ -577,17 +700,32 @@ mod tests {
             assert!(status.success(), "{text}");
             return;
         }
-        nix::sys::stat::umask(Mode::from_bits_truncate(0o177));
         let temp = tempfile::tempdir().unwrap();
         std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        if geteuid().is_root() {
+            // Root may open everything, whatever its mode: only another user sees what a umask has taken away.
+            std::os::unix::fs::chown(temp.path(), Some(65534), Some(65534)).unwrap();
+            nix::unistd::seteuid(65534.into()).unwrap();
+        }
         let dir = Dir::open(temp.path()).unwrap();
-        dir.create_sub("a", 0o700).unwrap();
-        dir.make_new_sub("b", 0o755).unwrap();
-        drop(dir.create_new("c", 0o644).unwrap());
-        dir.write_atomic("d", b"", 0o400, false).unwrap();
-        drop(dir.open_append("e").unwrap());
-        let modes: Vec<u32> = ["a", "b", "c", "d", "e"].iter().map(|n| mode(&temp.path().join(n))).collect();
-        assert_eq!(modes, [0o700, 0o755, 0o644, 0o400, 0o600]);
+        for mask in [0, 0o077, 0o177, 0o277, 0o777] {
+            let dir = dir.make_new_sub(format!("{mask:o}"), 0o700).unwrap();
+            nix::sys::stat::umask(Mode::from_bits_truncate(mask));
+            dir.create_sub("a", 0o700).unwrap();
+            dir.make_new_sub("b", 0o755).unwrap();
+            drop(dir.create_new("c", 0o644).unwrap());
+            dir.write_atomic("d", b"", 0o400, false).unwrap();
+            drop(dir.open_append("e").unwrap());
+            drop(dir.open_rw("f").unwrap());
+            let bell = crate::sys::bell::Bell::hang(&dir, "all", || unreachable!("it is a FIFO")).unwrap();
+            let bell = mode(&dir.path().join(bell.name().unwrap()));
+            let modes: Vec<u32> = ["a", "b", "c", "d", "e", "f"].iter().map(|n| mode(&dir.path().join(n))).collect();
+            assert_eq!((modes, bell & 0o077), (vec![0o700, 0o755, 0o644, 0o400, 0o600, 0o600], 0), "{mask:o}");
+            nix::sys::stat::umask(Mode::empty());
+        }
+        if geteuid().as_raw() == 65534 && nix::unistd::getuid().is_root() {
+            nix::unistd::seteuid(0.into()).unwrap();
+        }
     }
 
     #[test]
