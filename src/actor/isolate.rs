@@ -16,7 +16,6 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +28,7 @@ use crate::base::ids::{TaskId, WorkerNo};
 use crate::base::text;
 use crate::logic::step::Ending;
 use crate::model::event::{Body, Ended, ResultFile};
+use crate::store::place;
 use crate::store::registry;
 use crate::store::run::{self, LIVE_LOCK, RunDir, WORKERS};
 use crate::sys::dir::Dir;
@@ -136,6 +136,11 @@ impl Spot {
         self.out.path().join(PATCH)
     }
 
+    /// The same, open: a file and nothing else.
+    pub fn open_patch(&self) -> io::Result<File> {
+        self.out.open_read(PATCH)
+    }
+
     /// A file of our own beside the attempt's logs.
     pub fn file(&self, what: &str) -> PathBuf {
         self.logs.path().join(format!("{}.{}.{what}", self.task, self.number))
@@ -183,7 +188,7 @@ impl Spot {
     /// Lets one process at a time end the worktree.
     fn lock(&self, git: &Git) -> Result<File, String> {
         let failed = |e: io::Error| format!("cannot lock the attempt's folder: {e}");
-        let folder = File::open(self.out.path()).map_err(failed)?;
+        let folder = self.out.as_file().map_err(failed)?;
         match lock::lock_exclusive(&folder, git.left()) {
             Ok(true) => Ok(folder),
             Ok(false) => Err("another cpw is still saving it".into()),
@@ -393,7 +398,11 @@ fn check_out(git: &Git, repo: &Repo, spot: &Spot, base: &str, index: &Path) -> R
 
 /// The folder of the worktrees, kept out of `git status`. Nothing on the way to it may be a link.
 fn worktrees(project: &Path) -> io::Result<Dir> {
-    let dir = Dir::open(project)?.create_sub(WORKTREES[0], 0o755)?.create_sub(WORKTREES[1], 0o755)?;
+    let mut dir = Dir::open(project)?;
+    for name in WORKTREES {
+        dir = dir.create_sub(name, 0o755)?;
+        place::check_way(&dir).map_err(|e| io::Error::other(e.what))?;
+    }
     if dir.stat(".gitignore")?.is_none() {
         dir.write_atomic(".gitignore", IGNORE.as_bytes(), 0o644, false)?;
     }
@@ -535,9 +544,11 @@ fn save(git: &Git, repo: &Repo, spot: &Spot, record: &mut Record) -> Result<(), 
         record.change = None;
         return Ok(());
     }
-    let mut options = File::options();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&patch);
-    git::write_patch(git, &repo.top, &record.base, &tree.id, file.map_err(failed("cannot write the patch"))?)?;
+    let name = patch.file_name().unwrap_or_default();
+    // Of an earlier call of this process, or of another one that had its number.
+    drop(spot.logs.remove(name));
+    let file = spot.logs.create_new(name, 0o600).map_err(failed("cannot write the patch"))?;
+    git::write_patch(git, &repo.top, &record.base, &tree.id, file)?;
     let call = || git.at(&repo.top).index(&index).repository(&repo.common, &files);
     call().args(["read-tree", &record.base]).ask()?;
     let apply = [OsStr::new("apply"), OsStr::new("--cached"), OsStr::new("--whitespace=nowarn"), patch.as_os_str()];
@@ -545,10 +556,10 @@ fn save(git: &Git, repo: &Repo, spot: &Spot, record: &mut Record) -> Result<(), 
     if call().args(["write-tree"]).line()? != *tree.id {
         return Err("its patch does not make the files that are there".into());
     }
-    let mut file = File::open(&patch).map_err(failed("cannot read the patch"))?;
+    let mut file = spot.logs.open_read(name).map_err(failed("cannot read the patch"))?;
     let bytes = file.metadata().map_err(failed("cannot read the patch"))?.len();
     let sha256 = hex::sha256_of(&mut file).map_err(failed("cannot read the patch"))?;
-    fs::rename(&patch, spot.patch()).map_err(failed("cannot move the patch"))?;
+    spot.logs.rename_to(name, &spot.out, PATCH).map_err(failed("cannot move the patch"))?;
     record.change = Some(Change { bytes, sha256, stat });
     Ok(())
 }
@@ -593,33 +604,19 @@ fn tidy(project: &Path) -> io::Result<()> {
     let ours = dir.names()?.iter().all(|n| n == ".gitignore");
     if ours && dir.read_bounded(".gitignore", MAX_RECORD)? == IGNORE.as_bytes() {
         dir.remove(".gitignore")?;
-        fs::remove_dir(dir.path())?;
+        claude.remove_folder(WORKTREES[1])?;
     }
     Ok(())
 }
 
-/// Removes a folder with all that is in it, also where its owner may not write. Links are removed, not followed.
+/// Removes a folder with all that is in it, also where its owner may not write. Links are removed, not followed, also one
+/// that somebody puts on the way while this goes on.
 fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no name"));
+    };
+    match Dir::open_nofollow(above).and_then(|above| above.remove_all(name)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+        other => other.map(drop),
     }
-}
-
-fn open_up(path: &Path) -> io::Result<()> {
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(&folder)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    Ok(())
 }

@@ -49,8 +49,8 @@ pub fn of(folder: &RunDir, task: &TaskId, number: u32) -> Result<(Spot, Stat), S
     }
     let Some(change) = record.change else { return Err(format!("{task} has changed nothing")) };
     let path = spot.patch();
-    let hash = File::open(&path).and_then(|mut file| hex::sha256_of(&mut file));
-    if hash.map_err(|e| format!("cannot read {}: {e}", path.display()))? != change.sha256 {
+    let hash = spot.open_patch().and_then(|mut file| hex::sha256_of(&mut file));
+    if hash.map_err(|e| format!("cannot read the patch: {e}"))? != change.sha256 {
         return Err(format!("{} is not the patch that was saved: it was changed since", path.display()));
     }
     Ok((spot, change.stat))

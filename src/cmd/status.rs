@@ -157,7 +157,11 @@ fn one(project: PathBuf, given: &str) -> anyhow::Result<Part> {
 fn newest(project: PathBuf, limit: usize, tended: bool) -> anyhow::Result<Part> {
     let ids = run::list(&project)?;
     let limit = if limit == 0 { ids.len() } else { limit };
-    let open = |id: &RunId| RunDir::open(&project, id).ok().and_then(|folder| look(&folder, id.clone(), false, tended));
+    let open = |id: &RunId| match RunDir::open(&project, id) {
+        Ok(folder) => look(&folder, id.clone(), false, tended),
+        Err(RunError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => Some(damaged(id.clone(), e)),
+    };
     let mut rest = ids.iter();
     let mut shown = Vec::new();
     while shown.len() < limit {

@@ -169,7 +169,7 @@ fn let_go(state: &State, id: &SessionId) -> anyhow::Result<()> {
         locked.add(Entry::LetGo { mono_ms: clock::mono_ms() })?;
     }
     for own in session.open_runs() {
-        if let Ok(folder) = RunDir::open_path(&own.path) {
+        if let Ok(Some(folder)) = RunDir::open_own(own) {
             bells::ring(&folder, &Wake::let_go(), &[]);
         }
     }
@@ -235,7 +235,10 @@ fn start(
                 "cpw: {active} runs are active here, the limit of max_runs; {shown_rule} was not started"
             )),
             Launched::Refused(e) => {
-                lines.push(format!("cpw: {shown_rule} was not started: {}", text::one_line(&e.to_string(), 600)));
+                lines.push(format!(
+                    "cpw: {shown_rule} was not started: {}",
+                    text::one_line(&format!("{:#}", anyhow::Error::from(e)), 600)
+                ));
             }
             Launched::Started(folder) => {
                 told.push(conductor::started(&plan, &folder.shown()));

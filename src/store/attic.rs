@@ -46,7 +46,7 @@ pub fn size(folder: &Path) -> u64 {
 
 /// Removes the folder of a run, and that it was ours. Returns how many bytes were freed.
 pub fn remove(state: &State, folder: &RunDir, id: &RunId) -> io::Result<u64> {
-    let runs = Dir::open_nofollow(folder.path().parent().unwrap_or(folder.path()))?;
+    let runs = run::open_runs(folder.path().parent().unwrap_or(folder.path()))?;
     let named = runs.stat(id.as_str())?;
     if !named.is_some_and(|named| folder.dir.id().is_ok_and(|own| own.same_file(&named))) {
         return Err(io::Error::other("another folder has its name now"));
@@ -80,7 +80,7 @@ pub fn finish_rest(state: &State, project: &Path, dry: bool) -> Rest {
     let mut rest = Rest::default();
     let places = registry::places(project);
     for runs in std::iter::once(run::runs_path(project)).chain(places) {
-        let Ok(runs) = Dir::open_nofollow(&runs) else { continue };
+        let Ok(runs) = run::open_runs(&runs) else { continue };
         for name in runs.names().unwrap_or_default() {
             let text = name.to_string_lossy();
             let forgotten = || age_of(&runs.path().join(&name)).is_ok_and(|age| age > STALE);

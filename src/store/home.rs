@@ -11,6 +11,7 @@ use anyhow::Context;
 
 use crate::base::env;
 use crate::base::exit::Wrong;
+use crate::sys::dir::Dir;
 use crate::sys::process;
 
 /// The user's state directory, checked: it is the user's own and nobody else can write to it.
@@ -54,12 +55,14 @@ impl State {
         &self.dir
     }
 
-    /// The folder `name` in it, made if it is missing.
+    /// The folder `name` in it, made if it is missing. A link is no such folder, nor is one that others can write to.
     pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let folder = self.dir.join(name);
-        if !folder.is_dir() {
-            make_private(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        }
+        let open = || {
+            let dir = Dir::open(&self.dir)?.create_sub(name, 0o700)?;
+            dir.check_private()
+        };
+        open().with_context(|| format!("cannot use {}", folder.display()))?;
         Ok(folder)
     }
 }

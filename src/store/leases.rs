@@ -183,27 +183,33 @@ impl Desk {
             return Ok(desk);
         }
         let all = run::make_runs_folder(project, runs).map_err(DeskError::Folder)?;
-        let make = || -> io::Result<()> {
+        let make = || -> io::Result<Dir> {
             let dir = all.create_sub(FOLDER, 0o700)?;
             dir.create_sub(BELLS, 0o700)?;
             match dir.create_new(log::NAME, 0o600) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                made => made.map(drop),
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+                _ => Ok(dir),
             }
         };
         let path = runs.join(FOLDER);
-        make().map_err(|source| DeskError::Folder(RunError::Io { path: path.clone(), source }))?;
+        let dir = make().map_err(|source| DeskError::Folder(RunError::Io { path: path.clone(), source }))?;
         let gone = || RunError::Io { path, source: io::ErrorKind::NotFound.into() };
-        Desk::existing(runs)?.ok_or_else(|| DeskError::Folder(gone()))
+        Desk::of(dir)?.ok_or_else(|| DeskError::Folder(gone()))
     }
 
     /// Opens the log of a project whose runs are in `runs`, if anybody has ever had a lease there. Makes nothing.
     pub fn existing(runs: &Path) -> Result<Option<Desk>, DeskError> {
-        let path = runs.join(FOLDER);
-        let dir = match Dir::open_nofollow(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(|source| DeskError::Folder(RunError::Io { path, source }))?,
-        };
+        match run::open_runs(runs).and_then(|runs| runs.sub(FOLDER)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => {
+                Desk::of(opened.map_err(|source| DeskError::Folder(RunError::Io { path: runs.join(FOLDER), source }))?)
+            }
+        }
+    }
+
+    fn of(dir: Dir) -> Result<Option<Desk>, DeskError> {
+        dir.check_private()
+            .map_err(|source| DeskError::Folder(RunError::Io { path: dir.path().to_owned(), source }))?;
         let log = match Log::open(&dir) {
             Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|e| DeskError::Log(dir.path().to_owned(), e))?,

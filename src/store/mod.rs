@@ -13,6 +13,7 @@ pub mod leases;
 pub mod log;
 pub mod output;
 pub mod past;
+pub mod place;
 pub mod project;
 pub mod registry;
 pub mod run;

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use crate::base::env;
+use crate::base::exit::Wrong;
 use crate::base::hex;
 use crate::base::ids::{RunId, TaskId, WorkerNo};
 use crate::base::trace::{self, Context};
@@ -24,11 +25,12 @@ use crate::store::bells;
 use crate::store::home;
 use crate::store::index::{self, Index};
 use crate::store::log::{self, Count, Damage, Fold, Log, LogError, Tape, Tx};
+use crate::store::place;
 use crate::store::registry::{self, LogId};
 use crate::store::session::{self, OwnRun};
 use crate::sys::bell::Bell;
 use crate::sys::clock;
-use crate::sys::dir::Dir;
+use crate::sys::dir::{Dir, FileId};
 use crate::sys::fsinfo::{self, Locks, Refused};
 use crate::sys::lock;
 use crate::sys::random;
@@ -100,6 +102,8 @@ pub enum RunError {
         /// What is wrong.
         why: String,
     },
+    /// Others could put something else in the place of the runs, or root's files would be left in a user's project.
+    Place(Wrong),
     /// Locks in this folder would not keep everybody out.
     FileSystem {
         /// The folder.
@@ -112,7 +116,12 @@ pub enum RunError {
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RunError::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            RunError::Io { path, source } => match source.to_string() {
+                // It names the very thing.
+                named if named.starts_with('/') => f.write_str(&named),
+                reason => write!(f, "{}: {reason}", path.display()),
+            },
+            RunError::Place(_) => f.write_str("no run can be made here"),
             RunError::Log(e) => e.fmt(f),
             RunError::Plan(why) => write!(f, "plan.json: {why}"),
             RunError::NoRun(path) => write!(f, "{} holds no run", path.display()),
@@ -131,8 +140,15 @@ impl fmt::Display for RunError {
     }
 }
 
-// Its text names the cause already; a chain would say it twice.
-impl std::error::Error for RunError {}
+impl std::error::Error for RunError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            RunError::Place(why) => Some(why),
+            // Their text names the cause already; a chain would say it twice.
+            _ => None,
+        }
+    }
+}
 
 impl From<LogError> for RunError {
     fn from(e: LogError) -> Self {
@@ -211,19 +227,36 @@ fn default_runs(project: &Path) -> io::Result<Dir> {
     Dir::open(project)?.sub(RUNS[0])?.sub(RUNS[1])
 }
 
-/// Makes the folder of a project's runs, and what is missing on the way to it. Nothing below the project may be a link.
-fn make_runs(project: &Path, runs: &Path) -> io::Result<Dir> {
-    if let Ok(below) = runs.strip_prefix(project) {
-        let mut dir = Dir::open(project)?;
-        let names: Vec<&OsStr> = below.components().filter_map(only_name).collect();
-        for (i, name) in names.iter().enumerate() {
-            dir = dir.create_sub(name, if i + 1 == names.len() { 0o700 } else { 0o755 })?;
-        }
-        if runs != runs_path(project) {
-            dir.check_private()?;
-        }
-        return Ok(dir);
+/// The folder of a project's runs, by its path. Where it is `.claude/runs`, neither part of that may be a link.
+pub fn open_runs(runs: &Path) -> io::Result<Dir> {
+    match runs.ancestors().nth(2) {
+        Some(project) if runs_path(project) == runs => default_runs(project),
+        _ => Dir::open_nofollow(runs),
     }
+}
+
+/// Makes the folder of a project's runs, and what is missing on the way to it. Nothing below the project may be a link.
+fn make_runs(project: &Path, runs: &Path) -> Result<Dir, RunError> {
+    let dir = match runs.strip_prefix(project) {
+        Ok(below) => make_runs_below(project, below)?,
+        Err(_) => make_runs_elsewhere(runs).map_err(at(runs))?,
+    };
+    dir.check_private().map_err(at(runs))?;
+    Ok(dir)
+}
+
+fn make_runs_below(project: &Path, below: &Path) -> Result<Dir, RunError> {
+    let mut dir = Dir::open(project).map_err(at(project))?;
+    let names: Vec<&OsStr> = below.components().filter_map(only_name).collect();
+    for (i, name) in names.iter().enumerate() {
+        place::check_way(&dir).map_err(RunError::Place)?;
+        let mode = if i + 1 == names.len() { 0o700 } else { 0o755 };
+        dir = dir.create_sub(name, mode).map_err(at(dir.path()))?;
+    }
+    Ok(dir)
+}
+
+fn make_runs_elsewhere(runs: &Path) -> io::Result<Dir> {
     let (Some(outer), Some(name)) = (runs.parent(), runs.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the folder of the runs has no name"));
     };
@@ -234,15 +267,14 @@ fn make_runs(project: &Path, runs: &Path) -> io::Result<Dir> {
         }
         other => other?,
     };
-    let dir = outer.create_sub(name, 0o700)?;
-    dir.check_private()?;
-    Ok(dir)
+    outer.create_sub(name, 0o700)
 }
 
 /// The folder of a project's runs, made if it is missing, kept out of version control, and on a file system whose locks keep
 /// everybody out.
 pub fn make_runs_folder(project: &Path, runs: &Path) -> Result<Dir, RunError> {
-    let all = make_runs(project, runs).map_err(at(runs))?;
+    place::refuse_lent_root(project).map_err(RunError::Place)?;
+    let all = make_runs(project, runs)?;
     check_locks(&all)?;
     let keep_out = || -> io::Result<()> {
         // A folder that has other things in it keeps its place in version control.
@@ -300,16 +332,22 @@ impl RunDir {
         RunDir { dir, project: project.to_owned(), log_id: OnceCell::new() }
     }
 
+    /// A folder that was there: believed only where nobody else could have changed what is in it.
+    fn found(dir: Dir, project: &Path) -> Result<RunDir, RunError> {
+        dir.check_private().map_err(at(dir.path()))?;
+        Ok(RunDir::new(dir, project))
+    }
+
     /// Opens the folder of an existing run, in `.claude/runs` or where else the project has runs.
     pub fn open(project: &Path, run: &RunId) -> Result<RunDir, RunError> {
         let path = runs_path(project).join(run.as_str());
         let missing = match default_runs(project).and_then(|d| d.sub(run.as_str())) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => e,
-            other => return Ok(RunDir::new(other.map_err(at(path))?, project)),
+            other => return RunDir::found(other.map_err(at(path))?, project),
         };
         let elsewhere = registry::places(project);
         let mut found = elsewhere.iter().filter_map(|p| Dir::open_nofollow(p).and_then(|d| d.sub(run.as_str())).ok());
-        Ok(RunDir::new(found.next().ok_or(missing).map_err(at(path))?, project))
+        RunDir::found(found.next().ok_or(missing).map_err(at(path))?, project)
     }
 
     /// Opens a run's folder by its path.
@@ -318,10 +356,10 @@ impl RunDir {
         let run = path.file_name().and_then(OsStr::to_str).and_then(|n| RunId::new(n).ok()).ok_or_else(no_run)?;
         if let Some(project) = project_by_place(path) {
             let dir = default_runs(project).and_then(|d| d.sub(run.as_str())).map_err(at(path))?;
-            return Ok(RunDir::new(dir, project));
+            return RunDir::found(dir, project);
         }
         let dir = Dir::open_nofollow(path).map_err(at(path))?;
-        Ok(RunDir::new(dir, &registry::project_of(path).ok_or_else(no_run)?))
+        RunDir::found(dir, &registry::project_of(path).ok_or_else(no_run)?)
     }
 
     /// Opens the run's folder that a session's record names, with what it says of the log; `None` if there is none or it is
@@ -338,7 +376,7 @@ impl RunDir {
         }
         let elsewhere = || registry::project_of(path).ok_or_else(|| RunError::NoRun(path.clone()));
         let project = project_by_place(path).map_or_else(elsewhere, |p| Ok(p.to_owned()))?;
-        let mut folder = RunDir::new(dir, &project);
+        let mut folder = RunDir::found(dir, &project)?;
         if own.log.is_some() {
             folder.log_id = OnceCell::from(own.log);
         }
@@ -363,8 +401,8 @@ impl RunDir {
         origin: &Origin<'_>,
     ) -> Result<RunDir, RunError> {
         let all = make_runs_folder(project, runs)?;
-        let make = || -> io::Result<Dir> {
-            let dir = all.make_new_sub(name, 0o700)?;
+        let dir = all.make_new_sub(name, 0o700).map_err(at(runs))?;
+        let fill = || -> io::Result<LogId> {
             dir.create_sub(BELLS, 0o700)?;
             dir.create_sub(WORKERS, 0o700)?;
             dir.create_new(LEADER_LOCK, 0o600)?;
@@ -375,16 +413,16 @@ impl RunDir {
             // Otherwise the leader syncs it: a session waits for the hook that is here.
             dir.write_atomic(PLAN, &serde_json::to_vec_pretty(plan)?, 0o400, plan.is_durable())?;
             // Before anybody records which file the log is.
-            dir.create_new(log::NAME, 0o600)?;
-            Ok(dir)
+            Ok(LogId::of(&FileId::of(&dir.create_new(log::NAME, 0o600)?)?))
         };
-        let path = runs.join(name);
-        let dir = make().map_err(|e| {
-            // A folder that is not a run must not be taken for the newest one.
-            drop(std::fs::remove_dir_all(&path));
-            at(runs)(e)
-        })?;
-        Ok(RunDir::new(dir, project))
+        match fill() {
+            Ok(log) => Ok(RunDir { log_id: OnceCell::from(Some(log)), ..RunDir::new(dir, project) }),
+            Err(e) => {
+                // A folder that is not a run must not be taken for the newest one.
+                drop(dir.empty().and_then(|_| all.remove_folder(name)));
+                Err(at(runs)(e))
+            }
+        }
     }
 
     /// Writes `run_started`: from here on it is a run, and whoever finds it finishes it.
@@ -420,6 +458,8 @@ impl RunDir {
     ) -> Result<Run, RunError> {
         let hidden = RunDir::create_as(project, runs, &format!("{MAKING}{}", plan.run), plan, origin)?;
         let path = runs.join(plan.run.as_str());
+        let all = open_runs(runs).map_err(at(runs))?;
+        let name = hidden.path().file_name().unwrap_or_default();
         let make = || {
             // From here on `cpw clean` knows it as ours, should nobody come so far as to show it.
             registry::register_as(state, &hidden, &path, plan.is_durable()).map_err(at(state.path()))?;
@@ -429,14 +469,12 @@ impl RunDir {
                 log.sync().map_err(|e| hidden.told(e))?;
                 hidden.dir.sync().map_err(at(hidden.path()))?;
             }
-            let all = Dir::open_nofollow(runs).map_err(at(runs))?;
-            let name = hidden.path().file_name().unwrap_or_default();
             all.rename(name, plan.run.as_str()).map_err(at(&path))?;
             if plan.is_durable() { all.sync().map_err(at(runs)) } else { Ok(()) }
         };
         if let Err(e) = make() {
             // The first error is the one to tell, and `cpw clean` finds what stays.
-            if hidden.dir.empty().is_ok() && std::fs::remove_dir(hidden.path()).is_ok() {
+            if hidden.dir.empty().is_ok() && all.remove_folder(name).is_ok() {
                 drop(registry::forget(state, &plan.run));
             }
             return Err(e);
@@ -480,8 +518,9 @@ impl RunDir {
     fn not_started(&self, e: LogError) -> RunError {
         match e {
             LogError::Io { source, .. } if fsinfo::is_unsupported(&source) => {
-                drop(std::fs::remove_dir_all(self.path()));
                 let path = self.path().parent().unwrap_or(self.path()).to_owned();
+                let name = self.path().file_name().unwrap_or_default();
+                drop(self.dir.empty().and_then(|_| open_runs(&path)?.remove_folder(name)));
                 RunError::FileSystem { path, refused: fsinfo::refused_itself() }
             }
             e => self.told(e),
@@ -678,7 +717,9 @@ impl RunDir {
             let mut view = View::new(&self.plan()?.0);
             log.restart();
             while log.read_part(&mut view, STAGE).map_err(|e| self.told(e))? {
-                drop(index::save(&self.dir, &log, &view));
+                if self.log_id().is_some() {
+                    drop(index::save(&self.dir, &log, &view));
+                }
             }
             (None, view)
         };
@@ -799,10 +840,14 @@ impl Hooked {
     pub fn save_index(&mut self, folder: &RunDir) {
         let due = match &self.index {
             None => self.log.offset() > WORTH,
-            Some(index) => self.view.seq - self.indexed > LONG_TAIL && index.claim(&folder.dir),
+            Some(_) => self.view.seq - self.indexed > LONG_TAIL,
         };
+        // What came from elsewhere is looked at and not changed.
+        if !due || folder.log_id().is_none() || self.index.as_ref().is_some_and(|index| !index.claim(&folder.dir)) {
+            return;
+        }
         // Only a cache: without it a hook takes longer.
-        if due && !self.log.is_ahead() && index::save(&folder.dir, &self.log, &self.view).is_ok() {
+        if !self.log.is_ahead() && index::save(&folder.dir, &self.log, &self.view).is_ok() {
             (self.index, self.indexed) = (Index::open(&folder.dir, &mut self.log), self.view.seq);
         }
     }
