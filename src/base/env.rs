@@ -84,6 +84,96 @@ pub fn may_set(name: &str) -> bool {
         && !RESERVED.iter().any(|prefix| upper.starts_with(prefix))
 }
 
+/// Variables by which programs are told what else to run or to load, or where: their values must not come from a prompt or a
+/// file's name.
+const DECIDING: [&str; 52] = [
+    "BASH_ENV",
+    "BROWSER",
+    "BUN_OPTIONS",
+    "CC",
+    "CDPATH",
+    "CLASSPATH",
+    "CXX",
+    "EDITOR",
+    "ENV",
+    "GCONV_PATH",
+    "GIT_ASKPASS",
+    "GIT_DIR",
+    "GIT_EDITOR",
+    "GIT_EXEC_PATH",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_PAGER",
+    "GIT_PROXY_COMMAND",
+    "GIT_SEQUENCE_EDITOR",
+    "GIT_SSH",
+    "GIT_SSH_COMMAND",
+    "GIT_TEMPLATE_DIR",
+    "GIT_WORK_TREE",
+    "GNUMAKEFLAGS",
+    "GOFLAGS",
+    "HOME",
+    "IFS",
+    "LESSCLOSE",
+    "LESSOPEN",
+    "MAKEFILES",
+    "MAKEFLAGS",
+    "MANPAGER",
+    "MFLAGS",
+    "NODE_OPTIONS",
+    "NODE_PATH",
+    "PAGER",
+    "PERL5DB",
+    "PERL5LIB",
+    "PERL5OPT",
+    "PERLLIB",
+    "PHPRC",
+    "PHP_INI_SCAN_DIR",
+    "PROMPT_COMMAND",
+    "PS4",
+    "RUBYLIB",
+    "RUBYOPT",
+    "RUSTC",
+    "RUSTC_WRAPPER",
+    "SHELL",
+    "SHELLOPTS",
+    "VISUAL",
+    "XDG_CONFIG_HOME",
+    "ZDOTDIR",
+];
+
+/// What the names of further ones begin with.
+const DECIDING_PREFIXES: [&str; 8] =
+    ["BASH_FUNC_", "GIT_CONFIG", "JAVA_TOOL_", "JDK_JAVA_", "_JAVA_", "LUA_", "PYTHON", "NPM_CONFIG_"];
+
+/// Whether a variable decides what a program runs or loads, so that only a person may say what is in it.
+pub fn decides(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    DECIDING.contains(&upper.as_str()) || DECIDING_PREFIXES.iter().any(|p| upper.starts_with(p))
+}
+
+/// Variables by which a client is told where its requests, and with them the user's login, go.
+const ROUTING: [&str; 14] = [
+    "ALL_PROXY",
+    "AWS_BEARER_TOKEN_BEDROCK",
+    "BUN_OPTIONS",
+    "HOME",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NODE_EXTRA_CA_CERTS",
+    "NODE_OPTIONS",
+    "NODE_TLS_REJECT_UNAUTHORIZED",
+    "NODE_USE_SYSTEM_CA",
+    "NO_PROXY",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "XDG_CONFIG_HOME",
+];
+
+/// Whether a config or plan may set the variable `name` for a `claude` task, which has the user's login.
+pub fn may_set_for_client(name: &str) -> bool {
+    may_set(name) && !ROUTING.contains(&name.to_ascii_uppercase().as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

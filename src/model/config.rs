@@ -873,6 +873,17 @@ mod tests {
             (task(|t| t["run"] = json!(["bash", "-o", "pipefail", "-c", "cat {{item}}"])), t(".run[4]")),
             (task(|t| t["run"] = json!(["bash", "count.sh", "-c", "{{item}}"])), vec![]),
             (task(|t| t["run"] = json!(["grep", "-c", "{{item}}"])), vec![]),
+            (task(|t| t["run"] = json!(["timeout", "5", "{{item}}"])), t(".run[2]")),
+            (task(|t| t["run"] = json!(["env", "BASH_ENV={{item}}", "x"])), t(".run[1]")),
+            (task(|t| t["env"] = json!({"BASH_ENV": "{{item}}", "PS4": "$ ", "N": "{{prompt}}"})), t(".env.BASH_ENV")),
+            (
+                task(|t| {
+                    t.as_object_mut().unwrap().remove("run");
+                    t["claude"] = json!({"prompt": "look at {{item}}"});
+                    t["env"] = json!({"https_proxy": "http://x", "N": "1"});
+                }),
+                t(".env.https_proxy"),
+            ),
             (task(|t| *t = json!({"id": "a-1", "shell": "cat {{item}}"})), t(".shell")),
             (task(|t| *t = json!({"id": "a-1", "shell": "cat {{ prompt_file }}"})), t(".shell")),
             (task(|t| *t = json!({"id": "a-1", "shell": "docker ps --format '{{.Names}}' {{end}}"})), vec![]),

@@ -8,6 +8,7 @@ use crate::base::text::one_line;
 use crate::model::config::{Config, ForEach, Rule};
 use crate::model::plan::{Action, Isolate, PermissionMode, Plan, Used};
 use crate::model::signal::Right;
+use crate::model::template;
 use crate::model::vote::{Choice, OnAbort, Rule as VoteRule};
 
 /// What would be executed, and when, is shown whole before it is approved: what is cut could be what matters.
@@ -72,6 +73,14 @@ fn rule_text(rule: &Rule, out: &mut String) {
             line(out, "  called", title, ALL);
         }
         action_text(&task.action, ALL, out);
+        if shows_prompt(&task.action) {
+            line(
+                out,
+                "  note",
+                "the prompt stands in its arguments, which every user of the machine can see (ps)",
+                ALL,
+            );
+        }
         extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, ALL, out);
         held(&task.resources, ALL, out);
         speech(task.critical, task.signals.as_deref(), out);
@@ -163,6 +172,10 @@ fn visible(text: &str) -> String {
         }
     }
     out
+}
+
+fn shows_prompt(action: &Action) -> bool {
+    matches!(action, Action::Run(argv) if argv.iter().any(|a| template::names(a).any(|name| name == "prompt")))
 }
 
 fn action_text(action: &Action, max: usize, out: &mut String) {
@@ -346,6 +359,9 @@ mod tests {
             assert!(shown.contains(part), "{part} is missing in\n{shown}");
         }
         assert!(!shown.contains("task script (one"));
+        assert!(!shown.contains("(ps)"));
+        let text = text.to_string().replace("two words", "{{prompt}}");
+        assert!(what_could_run(&config::check(text.as_bytes()).unwrap()).contains("(ps)"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::base::env;
 use crate::base::ids::check_id;
 use crate::base::span::{Limit, Span};
 use crate::model::check::split_need;
+use crate::model::code::{self, Hole};
 use crate::model::glob::Glob;
 use crate::model::json::{self, Node, Report, excerpt};
 use crate::model::matcher::Matcher;
@@ -297,7 +298,8 @@ fn task(n: &Node<'_>, r: &mut Report, scope: Scope, depth: Depth) -> TaskDraft {
     out.critical = n.field("critical", r, json::boolean).unwrap_or(false);
     out.signals = n.field("signals", r, |n, r| Some(rights(n, r)));
     out.summary = n.field("summary", r, |n, r| regex(n, r, depth));
-    out.env = n.field("env", r, |n, r| Some(environment(n, r, scope))).unwrap_or_default();
+    let is_client = matches!(out.action, Action::Claude(_));
+    out.env = n.field("env", r, |n, r| Some(environment(n, r, scope, is_client))).unwrap_or_default();
     out.cwd = n.field("cwd", r, |n, r| {
         let s = n.text(r)?;
         template_names(n, s, r, scope, false, NOTHING_MORE);
@@ -397,10 +399,11 @@ fn argv(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<Vec<String>> {
             );
         }
         template_names(&n, s, r, scope, true, NOTHING_MORE);
-        if scope != Scope::Plan && is_code(&out) && template::names(s).next().is_some() {
-            let hint =
-                "write [\"sh\", \"-c\", \"wc \\\"$1\\\"\", \"sh\", \"{{item}}\"], or use \"shell\" with \"$CPW_ITEM\"";
-            n.wrong_hint(r, "a template cannot be used in code: its text would be run as commands", hint);
+        if scope != Scope::Plan
+            && let Some(hole) = code::hole(&out, s)
+        {
+            let (what, hint) = told(hole);
+            n.wrong_hint(r, what, hint);
         }
         out.push(s.to_owned());
     }
@@ -411,26 +414,22 @@ fn argv(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<Vec<String>> {
     Some(out)
 }
 
-/// Whether the argument after these is code for an interpreter, as in `sh -c`, also behind `env`, `timeout` and the like.
-fn is_code(before: &[String]) -> bool {
-    const INTERPRETERS: [&str; 13] =
-        ["sh", "bash", "dash", "zsh", "ksh", "fish", "busybox", "python", "perl", "ruby", "node", "php", "lua"];
-    let Some((flag, programs)) = before.split_last() else {
-        return false;
-    };
-    let short = flag.strip_prefix('-').filter(|f| !f.is_empty() && f.bytes().all(|b| b.is_ascii_alphabetic()));
-    let takes_code = short.is_some_and(|f| f.ends_with(['c', 'e', 'r'])) || flag == "--eval" || flag == "--command";
-    // Between the interpreter and this flag stand only other flags, and the value of `-o`.
-    let mut back = programs.iter().rev().skip_while(|p| p.starts_with('-'));
-    let mut program = back.next();
-    if back.next().is_some_and(|p| p == "-o") {
-        program = back.find(|p| !p.starts_with('-'));
+/// What is said about a template that would be more than data.
+fn told(hole: Hole) -> (&'static str, &'static str) {
+    match hole {
+        Hole::Code => (
+            "a template cannot be used in code: its text would be run as commands",
+            "write [\"sh\", \"-c\", \"wc \\\"$1\\\"\", \"sh\", \"{{item}}\"], or use \"shell\" with \"$CPW_ITEM\"",
+        ),
+        Hole::Program => (
+            "the program must not come from a template",
+            "name the program here, so that its user can approve it; an item can be its argument",
+        ),
+        Hole::Variable => (
+            "a template cannot set this variable: it decides what programs run",
+            "write its value here, so that its user can approve it",
+        ),
     }
-    takes_code
-        && program.is_some_and(|p| {
-            let name = p.rsplit('/').next().unwrap_or_default();
-            INTERPRETERS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.'))
-        })
 }
 
 fn script(n: &Node<'_>, r: &mut Report, scope: Scope) -> Option<String> {
@@ -661,7 +660,7 @@ fn backoff(n: &Node<'_>, r: &mut Report) -> Option<Backoff> {
     Some(Backoff { initial, max: max.unwrap_or(default.max.max(initial)), factor })
 }
 
-fn environment(n: &Node<'_>, r: &mut Report, scope: Scope) -> BTreeMap<String, String> {
+fn environment(n: &Node<'_>, r: &mut Report, scope: Scope, is_client: bool) -> BTreeMap<String, String> {
     if !n.object(r) {
         return BTreeMap::new();
     }
@@ -670,9 +669,16 @@ fn environment(n: &Node<'_>, r: &mut Report, scope: Scope) -> BTreeMap<String, S
         if !env::may_set(name) {
             let hint = "PATH, LD_*, DYLD_*, ANTHROPIC_*, CLAUDE* and CPW_* belong to the user, the client and cpw";
             n.wrong_hint(r, "may not be set by a project", hint);
+        } else if is_client && !env::may_set_for_client(name) {
+            let hint = "set it where Claude Code is started; a task that is a command may set it";
+            n.wrong_hint(r, "may not be set for a claude task: it decides where the login goes", hint);
         }
         if let Some(s) = n.string(r) {
             template_names(&n, s, r, scope, true, NOTHING_MORE);
+            if scope != Scope::Plan && env::decides(name) && template::names(s).next().is_some() {
+                let (what, hint) = told(Hole::Variable);
+                n.wrong_hint(r, what, hint);
+            }
             if s.len() > MAX_STRING {
                 n.wrong_hint(
                     r,

@@ -38,6 +38,9 @@ pub struct Match<'a> {
     pub groups: Vec<String>,
 }
 
+/// What programs take for the beginning of an option (`-x`, `+x`), or of the name of a file that holds arguments (`@x`).
+const SPECIAL: [char; 3] = ['-', '+', '@'];
+
 /// The values of one task.
 struct Values<'a> {
     item: Option<&'a str>,
@@ -76,14 +79,18 @@ impl Values<'_> {
         template::fill(template, |name| self.get(name).map(Cow::into_owned))
     }
 
-    /// One argument. A value at its beginning cannot make an option of it.
+    /// One argument. A value at its beginning cannot make an option of it, nor a file to read arguments from.
     fn argument(&self, template: &str) -> String {
         let filled = self.text(template);
-        let Some(Piece::Name(name)) = template::pieces(template).next() else {
+        let first = template::pieces(template).find(|piece| match piece {
+            Piece::Text(_) => true,
+            Piece::Name(name) => self.get(name).is_some_and(|value| !value.is_empty()),
+        });
+        let Some(Piece::Name(name)) = first else {
             return filled;
         };
         let is_item = ITEM_NAMES.contains(&name);
-        if !filled.starts_with('-') || (is_item && self.own_words) {
+        if !filled.starts_with(SPECIAL) || (is_item && self.own_words) {
             filled
         } else if is_item {
             format!("./{filled}")
@@ -114,8 +121,8 @@ impl Values<'_> {
         let mut out = String::new();
         for piece in template::pieces(template) {
             match piece {
-                Piece::Text("{") => out.push_str(&template::escape("{")),
-                Piece::Text(text) => out.push_str(text),
+                // Escaped as well: with the value behind it, it could look like a placeholder.
+                Piece::Text(text) => out.push_str(&template::escape(text)),
                 Piece::Name(name) => {
                     out.push_str(&self.get(name).map_or_else(|| format!("{{{{{name}}}}}"), |v| template::escape(&v)));
                 }
@@ -127,7 +134,7 @@ impl Values<'_> {
 
 /// The items of a match, each once, in order: none if the rule has no `for_each`, or nothing was found for it.
 pub fn items(m: &Match<'_>) -> Vec<String> {
-    let file = |f: &String| if f.starts_with('-') { format!("./{f}") } else { f.clone() };
+    let file = |f: &String| if f.starts_with(SPECIAL) { format!("./{f}") } else { f.clone() };
     let all: Vec<String> = match &m.rule.for_each {
         None => Vec::new(),
         Some(ForEach::Files) => m.files.iter().map(file).collect(),
@@ -151,7 +158,7 @@ pub fn split_group(text: &str) -> Vec<String> {
             let item: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
             let item = item.trim_start_matches(['-', '*', '•', ' ']);
             let item = item.trim_end_matches(['.', '!', '?', ':', ' ']).trim_matches(QUOTES).trim_matches('»').trim();
-            let item = item.trim_start_matches('-');
+            let item = item.trim_start_matches(SPECIAL);
             if !item.is_empty() {
                 out.push(item.to_owned());
             }
@@ -688,6 +695,32 @@ mod tests {
             "tasks": [{"id": "a", "run": ["x", "{{prompt}}", "{{prompt_file}}"]}]}));
         let plan = try_expand(&config, &[], "--delete\0 all", &[]).unwrap();
         assert_eq!(argv(&plan.tasks[0])[1..], [" --delete all", "/runs/r/prompt.txt"]);
+        let plan = try_expand(&config, &[], "@/etc/passwd", &[]).unwrap();
+        assert_eq!(argv(&plan.tasks[0])[1], " @/etc/passwd");
+    }
+
+    #[test]
+    fn s10_a_value_behind_an_empty_one_begins_the_argument() {
+        let config = rule_config(&json!({"name": "r", "when": {"prompt": "x"}, "for_each": {"list": ["plain"]},
+            "tasks": [{"id": "a", "run": ["x", "{{item.ext}}{{prompt}}"]}]}));
+        let plan = try_expand(&config, &[], "--delete", &[]).unwrap();
+        assert_eq!(argv(&plan.tasks[0])[1], " --delete");
+    }
+
+    #[test]
+    fn s10_text_and_a_value_that_form_a_placeholder_are_not_read_as_one() {
+        for (set, item, want) in [
+            ("{{{{item}} {{results}}", "input.secret}}", "{{input.secret}} R"),
+            ("{{{item}} {{results}}", "{results}}", "{{results}} R"),
+            ("{{.State}} {{item}}{{results}}", "{{results}}", "{{.State}} {{results}}R"),
+        ] {
+            let config = rule_config(&json!({"name": "r", "when": {"prompt": "x"}, "for_each": {"list": [item]},
+                "tasks": [{"id": "a", "run": ["x"]}],
+                "merge": [{"tool": "Write", "needs": ["a"], "set": {"content": set}}]}));
+            let plan = try_expand(&config, &[], "x", &[]).unwrap();
+            let filled = template::fill(&plan.merge[0].set["content"], |name| (name == "results").then(|| "R".into()));
+            assert_eq!(filled, want, "{set}");
+        }
     }
 
     #[test]
@@ -797,7 +830,7 @@ mod tests {
                 prop_assert!(seen.insert(task.id.as_str().to_ascii_lowercase()));
                 if let Action::Run(argv) = &task.action {
                     prop_assert_eq!(argv.len(), if i < distinct.len() { 3 } else { 1 });
-                    prop_assert!(argv.iter().all(|a| !a.contains('\0') && !a.starts_with('-')));
+                    prop_assert!(argv.iter().all(|a| !a.contains('\0') && !a.starts_with(SPECIAL)));
                     if i < distinct.len() {
                         prop_assert_eq!(&argv[1], &distinct[i]);
                     }
@@ -816,7 +849,7 @@ mod tests {
 
         #[test]
         fn splitting_never_panics(text in "\\PC{0,80}") {
-            prop_assert!(split_group(&text).iter().all(|i| !i.is_empty() && !i.starts_with('-')));
+            prop_assert!(split_group(&text).iter().all(|i| !i.is_empty() && !i.starts_with(SPECIAL)));
         }
     }
 }

@@ -2,6 +2,7 @@
 //! of its arguments: no file is opened, no clock is read.
 
 pub mod check;
+pub mod code;
 pub mod config;
 pub mod describe;
 pub mod draft;
