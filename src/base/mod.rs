@@ -5,6 +5,7 @@ pub mod env;
 pub mod exit;
 pub mod hex;
 pub mod ids;
+pub mod redact;
 pub mod span;
 pub mod sum;
 pub mod text;

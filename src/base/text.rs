@@ -1,96 +1,175 @@
 //! Text of others, made harmless before a person's terminal or a model sees it: one line, no control, bidi or
-//! zero-width characters, a bounded length.
+//! zero-width characters, no secret that can be told by its shape, a bounded length.
+//!
+//! Emoji that are joined from several lose their joiners and variation selectors: they are shown one by one.
 
-/// Whether `c` could move the cursor, change the reading direction, hide text or join invisibly.
+use std::iter::Peekable;
+use std::str::Chars;
+
+use crate::base::redact::redact;
+
+/// Whether `c` could move the cursor, change the reading direction, hide text or join invisibly: control and format
+/// characters, what Unicode has ignored by default, non-characters, and the one blank that is no white space.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            '\u{00AD}' | '\u{034F}' | '\u{061C}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}' | '\u{180B}'..='\u{180F}'
-            | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{3164}'
-            | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}' | '\u{FFA0}' | '\u{FFF0}'..='\u{FFFB}' | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}'
+            '\u{00AD}' | '\u{034F}' | '\u{0600}'..='\u{0605}' | '\u{061C}' | '\u{06DD}' | '\u{070F}' | '\u{0890}' | '\u{0891}'
+            | '\u{08E2}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}' | '\u{180B}'..='\u{180F}'
+            | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{2800}' | '\u{3164}'
+            | '\u{FDD0}'..='\u{FDEF}' | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}' | '\u{FFA0}' | '\u{FFF0}'..='\u{FFFB}'
+            | '\u{110BD}' | '\u{110CD}' | '\u{13430}'..='\u{1343F}' | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}'
             | '\u{E0000}'..='\u{E0FFF}')
+        || u32::from(c) & 0xFFFE == 0xFFFE
 }
 
-/// The characters of `s` without terminal escape sequences: CSI (`ESC [ … letter`), strings such as OSC (`ESC ] … BEL`), and
-/// an escape with the one character behind it.
+/// Marks that are drawn above or below the character before them, of the scripts in which many of them pile up.
+fn is_mark(c: char) -> bool {
+    c >= '\u{0300}'
+        && matches!(c,
+            '\u{0300}'..='\u{036F}' | '\u{0483}'..='\u{0489}' | '\u{0591}'..='\u{05BD}' | '\u{0610}'..='\u{061A}'
+            | '\u{064B}'..='\u{065F}' | '\u{06D6}'..='\u{06DC}' | '\u{06DF}'..='\u{06E4}' | '\u{0730}'..='\u{074A}'
+            | '\u{08CA}'..='\u{0902}' | '\u{0E31}' | '\u{0E34}'..='\u{0E3A}' | '\u{0E47}'..='\u{0E4E}'
+            | '\u{0EB4}'..='\u{0EBC}' | '\u{0EC8}'..='\u{0ECE}' | '\u{0F71}'..='\u{0F84}' | '\u{0F8D}'..='\u{0FBC}'
+            | '\u{135D}'..='\u{135F}' | '\u{1AB0}'..='\u{1AFF}' | '\u{1DC0}'..='\u{1DFF}' | '\u{20D0}'..='\u{20FF}'
+            | '\u{2DE0}'..='\u{2DFF}' | '\u{302A}'..='\u{302F}' | '\u{3099}' | '\u{309A}' | '\u{A66F}'..='\u{A67D}'
+            | '\u{A8E0}'..='\u{A8F1}' | '\u{FE20}'..='\u{FE2F}' | '\u{1D165}'..='\u{1D169}' | '\u{1D16D}'..='\u{1D172}'
+            | '\u{1E8D0}'..='\u{1E8D6}' | '\u{1E944}'..='\u{1E94A}')
+}
+
+/// As many marks on one character are shown; more of them would reach into other lines.
+const MAX_MARKS: usize = 4;
+
+/// The characters of `s` without terminal escape sequences: CSI (`ESC [ … letter`), strings such as OSC (`ESC ] … BEL`), an
+/// escape with the one character behind it, and the same begun by one character of C1.
 fn without_escapes(s: &str) -> impl Iterator<Item = char> {
     let mut chars = s.chars().peekable();
     std::iter::from_fn(move || {
         loop {
-            let c = chars.next()?;
-            if c != '\u{1b}' {
-                return Some(c);
-            }
             match chars.next()? {
-                '[' => while chars.next_if(|c| !('@'..='~').contains(c) && *c != '\n').is_some() {},
-                ']' | 'P' | 'X' | '^' | '_' => {
-                    while chars.next_if(|c| !matches!(c, '\u{7}' | '\u{1b}' | '\n')).is_some() {}
-                    if chars.next_if_eq(&'\u{1b}').is_none() && chars.peek() == Some(&'\n') {
-                        continue;
-                    }
-                }
-                // A character set: its name follows.
-                '(' | ')' | '*' | '+' | '#' | '%' => {}
-                _ => continue,
+                '\u{1b}' => match chars.next()? {
+                    '[' => skip_sequence(&mut chars),
+                    ']' | 'P' | 'X' | '^' | '_' => skip_string(&mut chars),
+                    // A character set: its name follows.
+                    '(' | ')' | '*' | '+' | '#' | '%' => drop(chars.next_if(|c| *c != '\n')),
+                    _ => {}
+                },
+                '\u{9b}' => skip_sequence(&mut chars),
+                '\u{90}' | '\u{98}' | '\u{9d}' | '\u{9e}' | '\u{9f}' => skip_string(&mut chars),
+                c => return Some(c),
             }
-            // The character that ends the sequence.
-            chars.next_if(|c| *c != '\n');
         }
     })
 }
 
+/// The rest of a control sequence, to the character that ends it.
+fn skip_sequence(chars: &mut Peekable<Chars<'_>>) {
+    while chars.next_if(|c| !('@'..='~').contains(c) && *c != '\n').is_some() {}
+    chars.next_if(|c| *c != '\n');
+}
+
+/// The rest of a control string. An escape that ends it is a sequence by itself; one that is never ended ends with its line.
+fn skip_string(chars: &mut Peekable<Chars<'_>>) {
+    while chars.next_if(|c| !matches!(c, '\u{7}' | '\u{9c}' | '\u{1b}' | '\n')).is_some() {}
+    chars.next_if(|c| matches!(c, '\u{7}' | '\u{9c}'));
+}
+
+/// What of foreign text may be shown, line feeds and tabs included.
+fn harmless(s: &str) -> impl Iterator<Item = char> {
+    let mut marks = 0;
+    without_escapes(s).filter(move |c| {
+        marks = if is_mark(*c) { marks + 1 } else { 0 };
+        marks <= MAX_MARKS && (matches!(c, '\n' | '\t') || c.is_whitespace() || !is_unsafe(*c))
+    })
+}
+
+/// How much further than what is shown a line is read, in characters, so that a secret at its end is told as one.
+const AHEAD: usize = 600;
+
 /// Foreign text as one harmless line of at most `max` characters: runs of white space become one space, unsafe characters
-/// vanish, a cut is marked with `…`.
+/// vanish, secrets are redacted, a cut is marked with `…`.
 pub fn one_line(s: &str, max: usize) -> String {
-    let mut out = String::new();
-    let mut count = 0;
-    let mut space = false;
-    for c in without_escapes(s) {
+    let (line, is_whole) = joined(s, max.saturating_add(AHEAD));
+    let line = redact(&line);
+    if is_whole && (line.len() <= max || line.chars().count() <= max) {
+        return line.into_owned();
+    }
+    let room = max.max(1) - 1;
+    line.chars().take(room).chain(['…']).collect()
+}
+
+/// The beginning of `s` as one line, about `most` characters of it, and whether that is all.
+fn joined(s: &str, most: usize) -> (String, bool) {
+    let mut out = String::with_capacity(s.len().min(most));
+    let (mut count, mut last, mut space) = (0, None, false);
+    for c in harmless(s) {
         if c.is_whitespace() {
             space = !out.is_empty();
             continue;
         }
-        if is_unsafe(c) {
-            continue;
-        }
-        let width = 1 + usize::from(space);
-        if count + width > max {
-            while out.chars().count() >= max.max(1) {
-                out.pop();
-            }
-            out.push('…');
-            return out;
+        if count >= most {
+            // Half a word may be half a secret, which has no shape.
+            out.truncate(last.unwrap_or(out.len()));
+            return (out, false);
         }
         if std::mem::take(&mut space) {
+            last = Some(out.len());
             out.push(' ');
+            count += 1;
         }
         out.push(c);
-        count += width;
+        count += 1;
     }
-    out
+    (out, true)
 }
 
 /// Foreign text for a terminal, keeping its lines: unsafe characters but line feed and tab vanish.
 pub fn for_terminal(s: &str) -> String {
-    without_escapes(s).filter(|c| matches!(c, '\n' | '\t') || !is_unsafe(*c)).collect()
+    harmless(s).filter(|c| matches!(c, '\n' | '\t') || !c.is_control() && !is_unsafe(*c)).collect()
 }
+
+/// The longest excerpt of foreign text that a model is shown, in characters.
+const MAX_EXCERPT: usize = 300;
 
 /// Foreign text as a quoted excerpt for a model: one line of at most 300 characters, in double quotes, unable to close the
 /// quotes or to open a tag.
 pub fn quoted_for_model(s: &str) -> String {
-    let line = one_line(s, 300);
-    let mut out = String::with_capacity(line.len() + 2);
-    out.push('"');
-    for c in line.chars() {
-        out.push(match c {
-            '"' => '\'',
-            '<' => '‹',
-            '>' => '›',
-            c => c,
-        });
+    quoted_within(s, MAX_EXCERPT)
+}
+
+/// As [`quoted_for_model`], of at most `max` characters.
+pub fn quoted_within(s: &str, max: usize) -> String {
+    let mut out = String::from("\"");
+    out.extend(one_line(s, max.min(MAX_EXCERPT)).chars().map(without_meaning));
+    // It would look as if the quote went on.
+    if out.ends_with('\\') {
+        out.push(' ');
     }
     out.push('"');
     out
+}
+
+/// A name of a file, or another short name, for a model: as it is where it could not be a sentence, else quoted as
+/// [`quoted_for_model`] does.
+pub fn name_for_model(s: &str, max: usize) -> String {
+    let is_word =
+        !s.is_empty() && s.chars().count() <= max && s.chars().all(|c| c.is_alphanumeric() || "._-/+@,:".contains(c));
+    if is_word { redact(s).into_owned() } else { quoted_within(s, max) }
+}
+
+/// cpw's own words for a model, with foreign parts in them that were bounded before: no control characters, no tags.
+pub fn for_model(s: &str) -> String {
+    redact(&for_terminal(s)).chars().map(|c| if c == '"' { c } else { without_meaning(c) }).collect()
+}
+
+/// Instead of a character that opens a tag or closes a quote, also in a form that counts as the same to who normalises
+/// text, one that only looks like it. Brackets in other scripts and `&lt;` mean nothing to a model, and stay.
+fn without_meaning(c: char) -> char {
+    match c {
+        '"' | '\u{FF02}' => '\'',
+        '<' | '\u{FF1C}' | '\u{FE64}' => '‹',
+        '>' | '\u{FF1E}' | '\u{FE65}' => '›',
+        c => c,
+    }
 }
 
 #[cfg(test)]
@@ -103,6 +182,8 @@ mod tests {
         assert_eq!(for_terminal("x\x1b]52;c;AAAA\x07\ny"), "x\ny");
         assert_eq!(one_line("\x1b]0;title\x1b\\rest \x1b(Bplain \x1b[2J\x1b[1;31mred\x1b[0m", 80), "rest plain red");
         assert_eq!(for_terminal("cut \x1b[31\nnext \x1b]8;;x\nlast\x1b"), "cut \nnext \nlast");
+        assert_eq!(for_terminal("\u{9b}2Jred\u{9d}0;title\u{9c}rest\x1b]0;x\x1b[31mend"), "redrestend");
+        assert_eq!(for_terminal("a\r\u{85}\u{2028}b\tc\u{a0}d"), "ab\tc\u{a0}d");
     }
 
     #[test]
@@ -111,6 +192,48 @@ mod tests {
         assert_eq!(one_line("abcdefg", 6), "abcde…");
         assert_eq!(one_line("abc defg", 4), "abc…");
         assert_eq!(one_line(&"é".repeat(1000), 300).chars().count(), 300);
+    }
+
+    #[test]
+    fn s06_no_character_that_hides_moves_or_turns_text_is_left() {
+        let mut gone = 0;
+        for c in (0..0x1_4000).chain(0xE_0000..0xE_1000).filter_map(char::from_u32) {
+            if is_unsafe(c) {
+                let text = format!("a{c}b");
+                gone += 1;
+                assert!(!one_line(&text, 9).contains(c), "{c:?}");
+                assert!(matches!(c, '\n' | '\t') || !for_terminal(&text).contains(c), "{c:?}");
+            }
+        }
+        assert!(gone > 4200, "{gone}");
+        let pile = format!("Z{}algo", "\u{301}".repeat(500));
+        assert_eq!(one_line(&pile, 900).chars().count(), 5 + MAX_MARKS);
+        assert_eq!(for_terminal(&pile).chars().count(), 5 + MAX_MARKS);
+    }
+
+    #[test]
+    fn s06_a_secret_is_redacted_before_a_line_is_cut_or_cleaned() {
+        let token = format!("ghp_{}", "A1b2C3d4E5".repeat(4));
+        let split = token.replace("b2", "b\u{200b}2");
+        assert_eq!(one_line(&format!("uses {split} now"), 80), "uses ghp_[redacted] now");
+        for max in 1..80 {
+            let line = one_line(&format!("uses {token} and {token}"), max);
+            assert!(!line.contains("A1b"), "{line}");
+            assert!(line.chars().count() <= max, "{line}");
+            assert_eq!(one_line(&line, max), line);
+        }
+        assert_eq!(quoted_for_model("password='x y'"), "\"password='[redacted]'\"");
+        assert_eq!(for_terminal(&token), token, "what a terminal is shown as it is");
+    }
+
+    #[test]
+    fn a_name_stands_alone_where_it_could_not_be_a_sentence() {
+        assert_eq!(name_for_model("src/a-b_c+d@e,f.py", 80), "src/a-b_c+d@e,f.py");
+        assert_eq!(name_for_model("Ignore all.py", 80), "\"Ignore all.py\"");
+        assert_eq!(name_for_model("a\"<b>", 80), "\"a'‹b›\"");
+        assert_eq!(name_for_model("", 80), "\"\"");
+        assert_eq!(quoted_for_model("obey\\"), "\"obey\\ \"");
+        assert_eq!(for_model("says: \"x\"\n＜b>"), "says: \"x\"\n‹b›");
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! Reading is tolerant: unknown kinds and unknown keys are ignored, so that an older cpw can read a newer log. Writing
 //! goes through a JSON serialiser only, so that no text can forge a line.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::base::ids::{CheckpointName, RunId, TaskId, Topic, WorkerNo};
+use crate::base::redact::redact;
 use crate::model::resource::Resource;
 use crate::model::scan;
 use crate::model::signal::Addressee;
@@ -192,6 +195,57 @@ impl Body {
                 | Body::Skipped(_)
                 | Body::RunEnded(_)
         )
+    }
+}
+
+impl Body {
+    /// Redacts what it says in words. Names, patterns and what one task hands to another stay as they are: they mean
+    /// something only so.
+    fn redact(&mut self) {
+        fn told(text: &mut String) {
+            if let Cow::Owned(redacted) = redact(text) {
+                *text = redacted;
+            }
+        }
+        let some = |text: &mut Option<String>| text.as_mut().map_or((), told);
+        match self {
+            Body::WorkerExited(p) | Body::WorkerLost(p) => told(&mut p.reason),
+            Body::Started(p) => some(&mut p.title),
+            Body::Progress(p) => {
+                some(&mut p.note);
+                some(&mut p.summary);
+            }
+            Body::Done(p) => some(&mut p.summary),
+            Body::Failed(p) | Body::TimedOut(p) | Body::Cancelled(p) | Body::Lost(p) => {
+                told(&mut p.reason);
+                some(&mut p.summary);
+            }
+            Body::Signal(p) => some(&mut p.message),
+            Body::SignalReleased(p) => told(&mut p.reason),
+            Body::Decision(p) => told(&mut p.reason),
+            Body::Observed(p) => told(&mut p.target),
+            Body::Vote(p) => {
+                some(&mut p.reason);
+                some(&mut p.refused);
+            }
+            Body::CancelRequested(p) => told(&mut p.by),
+            Body::RunEnded(p) => told(&mut p.reason),
+            Body::Queued(Queued { holder, .. }) | Body::Acquire(Acquire { holder, .. }) => some(&mut holder.label),
+            Body::Release(p) | Body::Expired(p) => told(&mut p.reason),
+            Body::RunStarted(_)
+            | Body::WorkerStarted(_)
+            | Body::Spawned(_)
+            | Body::Checkpoint(_)
+            | Body::Skipped(_)
+            | Body::Delivered(_)
+            | Body::Awaited(_)
+            | Body::Verdict(_)
+            | Body::Adopted(_)
+            | Body::LogRepaired(_)
+            | Body::Opened(_)
+            | Body::Renew(_)
+            | Body::Unknown => {}
+        }
     }
 }
 
@@ -776,10 +830,10 @@ impl std::error::Error for BadLine {}
 #[derive(Deserialize)]
 struct RawLine<'a> {
     #[serde(borrow)]
-    t: std::borrow::Cow<'a, str>,
+    t: Cow<'a, str>,
     seq: u64,
     #[serde(default, borrow)]
-    ts: std::borrow::Cow<'a, str>,
+    ts: Cow<'a, str>,
     worker: Option<WorkerNo>,
     task: Option<TaskId>,
     attempt: Option<u32>,
@@ -966,8 +1020,9 @@ impl Event {
         Some(Event { seq, ts: plain(ts)?.into(), worker: worker.flatten(), task: task.flatten(), attempt, body })
     }
 
-    /// Gives a draft its place and time.
-    pub fn new(draft: Draft, seq: u64, ts: String) -> Event {
+    /// Gives a draft its place and time. Secrets that can be told by their shape do not get into the log.
+    pub fn new(mut draft: Draft, seq: u64, ts: String) -> Event {
+        draft.body.redact();
         Event { seq, ts, worker: draft.worker, task: draft.task, attempt: draft.attempt, body: draft.body }
     }
 
@@ -1114,6 +1169,33 @@ mod tests {
         {
             assert!(!told(other), "{other}");
         }
+    }
+
+    #[test]
+    fn s06_no_kind_of_event_writes_a_secret_in_its_words() {
+        let secret = format!("ghp_{}", "A1b2C3d4E5".repeat(4));
+        let mut said = 0;
+        for line in include_str!("../../tests/logs/v1/events.jsonl")
+            .lines()
+            .chain(include_str!("../../tests/logs/v1/project.jsonl").lines())
+        {
+            let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
+            let holder = value["payload"].get("holder").is_some();
+            let place = if holder { &mut value["payload"]["holder"] } else { &mut value["payload"] };
+            let words = ["reason", "title", "note", "summary", "message", "target", "by", "label", "refused"];
+            for (key, field) in place.as_object_mut().unwrap() {
+                if words.contains(&key.as_str()) && field.is_string() {
+                    *field = format!("it is {secret}").into();
+                    said += 1;
+                }
+            }
+            let read = Event::decode(value.to_string().as_bytes()).unwrap();
+            let draft = Draft { worker: read.worker, task: read.task, attempt: read.attempt, body: read.body };
+            let mut out = Vec::new();
+            Event::new(draft, read.seq, read.ts).encode_into(&mut out).unwrap();
+            assert!(!String::from_utf8_lossy(&out).contains("A1b2C3"), "{}", String::from_utf8_lossy(&out));
+        }
+        assert!(said >= 15, "{said}");
     }
 
     #[test]
