@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Map, Value};
 
+use crate::base::hex;
 use crate::model::scan::Cutter;
 use crate::sys::clock;
 use crate::sys::poll;
@@ -21,6 +22,17 @@ const SMALL: usize = 3 * 1024;
 
 /// How long the payload may take to arrive.
 const PATIENCE_MS: u64 = 900;
+
+/// The longest name of an event, in bytes.
+const MAX_EVENT: usize = 64;
+
+/// The longest id or name of a tool that is kept as it is, in bytes.
+const MAX_NAME: usize = 256;
+
+/// An id or a name as it can be written down and looked up: of one that is absurdly long, its hash.
+fn short(name: String) -> String {
+    if name.len() <= MAX_NAME { name } else { hex::sha256(name.as_bytes()) }
+}
 
 /// A hook's payload.
 #[derive(Debug, Default)]
@@ -154,6 +166,10 @@ impl Payload {
             Some(())
         })?;
         payload.tool_input.fields = fields;
+        payload.hook_event_name = payload.hook_event_name.filter(|name| name.len() <= MAX_EVENT);
+        for name in [&mut payload.prompt_id, &mut payload.agent_id, &mut payload.tool_name, &mut payload.tool_use_id] {
+            *name = name.take().map(short);
+        }
         cutter.at_end().then_some(payload)
     }
 
@@ -231,6 +247,28 @@ mod tests {
     fn payload(tool_input: &str) -> Payload {
         let text = format!(r#"{{"tool_name": "Edit", "tool_input": {tool_input}, "tool_use_id": "t1"}}"#);
         Payload::parse(text.as_bytes()).unwrap().of(text.into_bytes())
+    }
+
+    #[test]
+    fn ids_that_are_absurdly_long_are_kept_as_their_hash_and_events_are_not() {
+        let read = |length: usize| {
+            let long = "x".repeat(length);
+            let all = ["prompt_id", "agent_id", "tool_name", "tool_use_id", "hook_event_name", "prompt"];
+            let fields: Map<String, Value> = all.iter().map(|name| ((*name).to_owned(), long.clone().into())).collect();
+            Payload::parse(Value::Object(fields).to_string().as_bytes()).unwrap()
+        };
+        let sound = read(MAX_EVENT);
+        assert_eq!((sound.prompt_id, sound.hook_event_name), (Some("x".repeat(64)), Some("x".repeat(64))));
+        let (one, other) = (read(1 << 20), read((1 << 20) + 1));
+        assert_eq!((one.prompt.map(|p| p.len()), one.hook_event_name), (Some(1 << 20), None));
+        for (one, other) in [
+            (one.prompt_id, other.prompt_id),
+            (one.agent_id, other.agent_id),
+            (one.tool_name, other.tool_name),
+            (one.tool_use_id, other.tool_use_id),
+        ] {
+            assert!(one != other && one.is_some_and(|id| id.len() == 64));
+        }
     }
 
     #[test]
