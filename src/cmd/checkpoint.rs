@@ -6,8 +6,9 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::base::exit::{Exit, Wrong};
+use crate::base::hex;
 use crate::base::ids::CheckpointName;
-use crate::cmd::inside;
+use crate::cmd::{inside, signal};
 use crate::model::event::{Body, Checkpoint};
 use crate::ui::print;
 
@@ -21,7 +22,8 @@ const MAX_DATA: usize = 16 * 1024;
     cpw checkpoint compiled --data '{\"binary\": \"out/app\"}'  they find it in $CPW_NEED_BUILD_COMPILED and the file $CPW_NEEDS\n  \
     make-list | cpw checkpoint listed --data -           the JSON comes from stdin\n  \
     cpw checkpoint compiled --inject                     the session is told with the next news, too\n\n\
-    The same checkpoint again, also of a further attempt, replaces the data for those that have not started.\n\
+    The same checkpoint again, also of a further attempt, replaces the data for those that have not started. Beyond 10 a second\n\
+    of a task's checkpoints and signals the next one waits; one that only repeats the last is not written again.\n\
     Exit code: 0 · 1 the attempt is over · 3 not inside a task, or wrong data")]
 pub struct Args {
     /// Its name: letters, digits, '_', '.' and '-'
@@ -67,7 +69,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let data =
         data.map_err(|e| Wrong::with_hint(format!("--data is not JSON: {e}"), "a text is written '\"text\"'"))?;
     let said = Checkpoint { name: name.clone(), data, inject: args.inject };
-    let seq = inside.say_with(|_, _| Ok(Body::Checkpoint(said))).context("the checkpoint is not there")?;
+    let sum = hex::sha256(format!("checkpoint {name} {} {text:?}", said.inject).as_bytes());
+    let write = |_| inside.say_with(|_, _| Ok(Body::Checkpoint(said)));
+    let seq = signal::paced(&inside, &sum, write).context("the checkpoint is not there")?;
     if args.json {
         print::out(json!({ "task": inside.task, "attempt": inside.attempt, "checkpoint": name, "seq": seq }));
     }

@@ -82,49 +82,52 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if let Some(id) = args.release.as_deref() {
         let id = if id == ALL { None } else { Some(id.parse().map_err(|_| no_id(id))?) };
         // What is said again from now on is no repetition.
-        if let Some(pace) = &mut Pace::open(&inside) {
+        if let Some(pace) = &mut Pace::open(&inside)? {
             pace.keep(&Spell::default());
         }
         let reason = "the task released it".to_owned();
         inside.say(Body::SignalReleased(SignalReleased { id, reason })).context("nothing was released")?;
         return Ok(Exit::Ok);
     }
-    let mut wanted = Wanted::read(args)?;
-    let mut pace = Pace::open(&inside);
-    let sum = wanted.sum();
-    let mut spell = Spell::default();
-    if let Some(pace) = &mut pace {
-        spell = match pace.admit(&sum) {
-            Admitted::Repeats(id) => {
-                print::out(id);
-                return Ok(Exit::Ok);
-            }
-            Admitted::Yes(spell) => spell,
-        };
-    }
-    wanted.signal.more = spell.more;
-    if let Some(text) = wanted.file.take() {
-        wanted.signal.data = Some(keep(&inside, &text)?);
-    }
-    let Wanted { mut signal, .. } = wanted;
-    let said = inside.say_with(|view, seq| {
-        signal.id = seq;
-        signal.own = match allowed(view, &inside, &signal) {
-            May::Yes => false,
-            May::OnOwnClaims => true,
-            May::No => return Err(refused(view, &inside, &signal)),
-        };
-        Ok(Body::Signal(signal.clone()))
-    });
-    let id = said?;
-    if let Some(pace) = &mut pace {
-        pace.keep(&Spell { said: sum, id, written: spell.written + 1, more: 0, ..spell });
-    }
+    let Wanted { mut signal, file } = Wanted::read(args)?;
+    let id = paced(&inside, &sum(&signal, file.as_deref()), |more| {
+        signal.more = more;
+        signal.data = file.as_deref().map(|text| keep(&inside, text)).transpose()?;
+        inside.say_with(|view, seq| {
+            signal.id = seq;
+            signal.own = match allowed(view, &inside, &signal) {
+                May::Yes => false,
+                May::OnOwnClaims => true,
+                May::No => return Err(refused(view, &inside, &signal)),
+            };
+            Ok(Body::Signal(signal.clone()))
+        })
+    })?;
     print::out(id);
     Ok(Exit::Ok)
 }
 
-/// What a task has said within a second, kept beside its logs, so that a loop of signals does not fill the log.
+/// Writes what a task says, of which `sum` is a hash, by `write`, which returns its number in the log and is told how often
+/// the same was only counted before. Of what only repeats the last word within the second, the number of that.
+pub(super) fn paced(inside: &Inside, sum: &str, write: impl FnOnce(u64) -> anyhow::Result<u64>) -> anyhow::Result<u64> {
+    let Some(mut pace) = Pace::open(inside)? else { return write(0) };
+    match pace.admit(sum) {
+        Admitted::Repeats(id) => Ok(id),
+        Admitted::Yes(spell) => {
+            let id = write(spell.more)?;
+            pace.keep(&Spell { said: sum.to_owned(), id, written: spell.written + 1, more: 0, ..spell });
+            Ok(id)
+        }
+    }
+}
+
+/// A hash of what a signal says and to whom; when it expires is no part of it.
+fn sum(signal: &Signal, file: Option<&str>) -> String {
+    let Signal { hook, exit, message, matcher, sticky, .. } = signal;
+    hex::sha256(format!("{hook:?} {exit} {message:?} {matcher:?} {sticky} {file:?}").as_bytes())
+}
+
+/// What a task has said within a second, signals and checkpoints, kept beside its logs, so that a loop of signals does not fill the log.
 struct Pace {
     file: File,
 }
@@ -163,13 +166,17 @@ impl Pace {
     const LENGTH: usize = 256;
 
     /// For how long another signal of the same task is waited for.
-    const PATIENCE: Duration = Duration::from_secs(2);
+    const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// Where it cannot be had, signals are written as they come.
-    fn open(inside: &Inside) -> Option<Pace> {
+    /// Where its file cannot be had, signals are written as they come; an error where too many others are before this one.
+    fn open(inside: &Inside) -> anyhow::Result<Option<Pace>> {
         let name = format!("{}.{}.signals", inside.task, inside.attempt);
-        let file = inside.folder.worker(inside.worker).and_then(|w| w.sub("logs")?.open_rw(name)).ok()?;
-        lock::lock_exclusive(&file, Pace::PATIENCE).ok()?.then_some(Pace { file })
+        let file = inside.folder.worker(inside.worker).and_then(|w| w.sub("logs")?.open_rw(name));
+        let Ok(file) = file else { return Ok(None) };
+        if lock::lock_exclusive(&file, Pace::PATIENCE).unwrap_or(true) {
+            return Ok(Some(Pace { file }));
+        }
+        bail!("the task says far more than {} things a second; this was not written", Pace::MOST)
     }
 
     /// Lets a signal through that says `said`. What is new is never left out: it waits for the next second instead, which
@@ -221,12 +228,6 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// A hash of what it says and to whom; when it expires is no part of it.
-    fn sum(&self) -> String {
-        let Signal { hook, exit, message, matcher, sticky, .. } = &self.signal;
-        hex::sha256(format!("{hook:?} {exit} {message:?} {matcher:?} {sticky} {:?}", self.file).as_bytes())
-    }
-
     /// All mistakes at once.
     fn read(args: &Args) -> Result<Wanted, Wrong> {
         let mut wrong: Vec<String> = Vec::new();
