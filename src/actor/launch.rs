@@ -1,6 +1,7 @@
 //! From a plan to a run of a session: in the session's record and in the log before anybody works on it, one at a time per
 //! rule, no more than `max_runs` in a project. For the prompt hook and for whoever starts a rule after tool calls.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::actor::crew;
@@ -8,6 +9,7 @@ use crate::model::plan::Plan;
 use crate::store::home::State;
 use crate::store::run::{self, Origin, RunDir, RunError};
 use crate::store::session::{Entry, Locked, OwnRun};
+use crate::sys::clock;
 
 /// Where runs are made, and how many.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub enum Launched {
     Running(OwnRun),
     /// As many runs are active as may be.
     Full,
+    /// As many were started for the session within a minute as may be.
+    Often,
     /// Its folder is no place for a run.
     Refused(RunError),
 }
@@ -48,6 +52,9 @@ pub fn launch(
     }
     if *active >= place.max_runs {
         return Ok(Launched::Full);
+    }
+    if locked.session.pause_ms(clock::mono_ms()) > 0 {
+        return Ok(Launched::Often);
     }
     let made = RunDir::create_in(place.project, &place.runs, plan, origin).and_then(|folder| {
         // Named in the session's record before it is a run: a hook that dies in between leaves a folder that is not one.
@@ -90,14 +97,13 @@ fn earlier(locked: &mut Locked, rule: &str) -> anyhow::Result<Option<OwnRun>> {
     Ok(None)
 }
 
-/// How many runs of the project are active. Only the newest are looked at: older ones ended long ago.
-pub fn active_runs(project: &Path) -> u32 {
-    const NEWEST: usize = 32;
-    let ids = run::list(project).unwrap_or_default();
-    let is_active = |id| {
-        RunDir::open(project, id)
-            .and_then(|f| f.open_view().map(|h| h.view.ended.is_none() && crew::anybody(&f, &h.view)))
-            .unwrap_or(false)
+/// How many runs of the project are active. Only the newest are looked at: older ones ended long ago. An error where that
+/// cannot be told.
+pub fn active_runs(project: &Path) -> io::Result<u32> {
+    const NEWEST: usize = 128;
+    let is_active = |folder: &RunDir| {
+        folder.open_view().is_ok_and(|hooked| hooked.view.ended.is_none() && crew::anybody(folder, &hooked.view))
     };
-    u32::try_from(ids.iter().take(NEWEST).filter(|id| is_active(id)).count()).unwrap_or(u32::MAX)
+    let active = run::newest_own(project, NEWEST)?.iter().filter(|folder| is_active(folder)).count();
+    Ok(u32::try_from(active).unwrap_or(u32::MAX))
 }

@@ -356,7 +356,7 @@ fn find(project: &Path, pattern: &str, most: usize) -> Vec<String> {
     let mut walked = 0;
     while let Some(folder) = folders.pop() {
         let Ok(entries) = std::fs::read_dir(&folder) else { continue };
-        let mut entries: Vec<_> = entries.flatten().collect();
+        let mut entries: Vec<_> = entries.flatten().take(MAX_WALKED + 1 - walked).collect();
         entries.sort_by_key(std::fs::DirEntry::file_name);
         let mut below = Vec::new();
         for entry in entries {

@@ -180,7 +180,7 @@ impl Starter {
         };
         let client = plan.orphan_grace.and_then(|_| self.client.clone());
         let origin = Origin { client, ..Origin::default() };
-        let mut active = launch::active_runs(&self.project);
+        let mut active = launch::active_runs(&self.project)?;
         let locked = Locked::open(self.state.path(), &self.session, WORKER_LOCK)?;
         let Some(mut locked) = locked else { return Ok(Next::Again) };
         let launched = launch::launch(&self.state, &mut locked, &place, &plan, &origin, &mut active);
@@ -194,11 +194,11 @@ impl Starter {
                 Ok(Next::Again)
             }
             Launched::Running(same) => self.wait_for(&same),
-            Launched::Full if self.full >= MAX_FULL => {
-                self.note(&format!("rule {}: {active} runs are active, the limit of max_runs", self.rule));
+            Launched::Full | Launched::Often if self.full >= MAX_FULL => {
+                self.note(&format!("rule {}: {active} runs are active, as many as may be", self.rule));
                 Ok(Next::Later)
             }
-            Launched::Full => {
+            Launched::Full | Launched::Often => {
                 self.full += FULL_LOOK;
                 std::thread::sleep(FULL_LOOK);
                 Ok(Next::Again)

@@ -14,8 +14,8 @@ use crate::hook::scene::{self, Open};
 use crate::logic::session as words;
 use crate::store::client;
 use crate::store::home::State;
-use crate::store::registry;
-use crate::store::run::{self, HOOK_LOCK, RunDir};
+use crate::store::hooklog;
+use crate::store::run::{self, HOOK_LOCK};
 use crate::store::session::{self, Entry, Locked, Session};
 use crate::store::switch;
 use crate::store::turn;
@@ -49,9 +49,10 @@ pub(super) fn run() -> anyhow::Result<Held> {
         answer = answer.context(&cleared(&state)?.join("\n"));
     }
     if client::is_interactive() {
-        let lines = orphans(&state, &project, &id)?;
-        if !lines.is_empty() {
-            answer = answer.for_user(lines.join("\n"));
+        match orphans(&state, &project, &id) {
+            Ok(lines) if lines.is_empty() => {}
+            Ok(lines) => answer = answer.for_user(lines.join("\n")),
+            Err(e) => hooklog::note(state.path(), &event, 0, Some(&format!("{e:#}")), Some(id.as_str())),
         }
     }
     answer.send(&event);
@@ -76,15 +77,15 @@ fn owes(run: &Open) -> bool {
 /// What the user is told of runs of this project whose client has gone: each once.
 fn orphans(state: &State, project: &Path, id: &SessionId) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
-    for run in run::list(project)?.iter().take(NEWEST) {
-        let Ok(folder) = RunDir::open(project, run) else { continue };
+    for folder in run::newest_own(project, NEWEST)? {
         // What cannot be read has its own place where that is said: `cpw status`, `cpw doctor`.
         let Ok(hooked) = folder.open_view() else { continue };
         let open = Open { folder, hooked };
         let Some(owner) = open.hooked.view.session.clone().filter(|owner| owner != id) else { continue };
-        if !owes(&open) || !registry::is_ours(&open.folder) {
+        if !owes(&open) {
             continue;
         }
+        let run = &open.hooked.view.run;
         let Some(session) = session::load(state.path(), &owner)? else { continue };
         let what = format!("orphaned {run}");
         if !is_left(&session, run) || session.told.contains(&what) {

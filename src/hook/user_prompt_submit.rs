@@ -24,8 +24,9 @@ use crate::model::words::{self, Origin};
 use crate::store::bells;
 use crate::store::client;
 use crate::store::home::State;
+use crate::store::hooklog;
 use crate::store::run::{self, HOOK_LOCK, Origin as Started, RunDir};
-use crate::store::session::{self, Entry, Locked, ToolRule, ToolRules};
+use crate::store::session::{self, Entry, Locked, MAX_STARTS, ToolRule, ToolRules};
 use crate::store::switch;
 use crate::store::trust::Trust;
 use crate::store::turn;
@@ -54,7 +55,10 @@ pub(super) fn run() -> anyhow::Result<Held> {
     let mut lines = Vec::new();
     let rules = planner::rules(&project, existing.as_ref())?;
     if let Some(state) = &existing {
-        note_tool_rules(state, &id, &project, &rules)?;
+        // Without them, what the prompt itself starts is started all the same.
+        if let Err(e) = note_tool_rules(state, &id, &project, &rules) {
+            hooklog::note(state.path(), &event, 0, Some(&format!("rules on tool calls: {e:#}")), Some(id.as_str()));
+        }
     }
     match rules {
         Rules::None => {}
@@ -221,7 +225,13 @@ fn start(
         }
         locked.add(Entry::Prompt { id: prompt_id.clone() })?;
     }
-    let mut active = launch::active_runs(place.project);
+    let mut active = match launch::active_runs(place.project) {
+        Ok(active) => active,
+        Err(e) => {
+            lines.push(format!("cpw: nothing was started: {}", text::one_line(&e.to_string(), 600)));
+            return Ok((told, lines));
+        }
+    };
     for plan in plans {
         let shown_rule = text::one_line(plan.rule.as_deref().unwrap_or_default(), 64);
         let client = plan.orphan_grace.and_then(|_| client::current());
@@ -233,6 +243,10 @@ fn start(
             }
             Launched::Full => lines.push(format!(
                 "cpw: {active} runs are active here, the limit of max_runs; {shown_rule} was not started"
+            )),
+            Launched::Often => lines.push(format!(
+                "cpw: {MAX_STARTS} runs were started in this session within a minute, as many as may be; {shown_rule} was \
+                 not started"
             )),
             Launched::Refused(e) => {
                 lines.push(format!(

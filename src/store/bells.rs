@@ -23,7 +23,7 @@ pub fn ring(folder: &RunDir, wake: &Wake, own: &[OsString]) {
         return;
     }
     let Ok(bells) = folder.dir.sub(BELLS) else { return };
-    let Ok(names) = bells.names() else { return };
+    let Ok(names) = bells.names_at_most(bell::MOST) else { return };
     let (own, others): (Vec<OsString>, Vec<OsString>) = names.into_iter().partition(|name| own.contains(name));
     let hung: Vec<Hung<'_>> = others.iter().filter_map(|name| Hung::of(name)).collect();
     for one in hung.iter().filter(|one| wake.rings(&one.concern) && one.concern != Concern::Lead) {

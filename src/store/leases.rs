@@ -308,7 +308,7 @@ impl Desk {
 
     fn ring(&self) {
         let Ok(bells) = self.dir.sub(BELLS) else { return };
-        for name in bells.names().unwrap_or_default() {
+        for name in bells.names_at_most(bell::MOST).unwrap_or_default() {
             if bell::parts(&name).is_some() {
                 // Who cannot be rung looks by itself, later.
                 drop(bell::ring(&bells, &name));

@@ -278,7 +278,7 @@ pub fn make_runs_folder(project: &Path, runs: &Path) -> Result<Dir, RunError> {
     check_locks(&all)?;
     let keep_out = || -> io::Result<()> {
         // A folder that has other things in it keeps its place in version control.
-        let ours = runs == runs_path(project) || all.names()?.is_empty();
+        let ours = runs == runs_path(project) || all.names_at_most(1)?.is_empty();
         if ours && all.stat(".gitignore")?.is_none() {
             all.write_atomic(".gitignore", b"*\n", 0o644, false)?;
         }
@@ -312,14 +312,43 @@ pub fn list(project: &Path) -> io::Result<Vec<RunId>> {
     Ok(ids)
 }
 
+/// How many entries the folders of a project's runs may have where a hook looks into them.
+const MAX_ENTRIES: usize = 10_000;
+
+/// The newest runs of a project that this user's cpw has made, at most `most`. For hooks: whatever else is in the folders
+/// costs no more than to read its name. An error where there are too many of them to tell which is the newest.
+pub fn newest_own(project: &Path, most: usize) -> io::Result<Vec<RunDir>> {
+    let Some(state) = home::State::existing().ok().flatten() else { return Ok(Vec::new()) };
+    let mut ids = Vec::new();
+    let elsewhere = registry::places(project).into_iter().map(Dir::open_nofollow);
+    for dir in std::iter::once(default_runs(project)).chain(elsewhere) {
+        let Ok(dir) = dir else { continue };
+        let names = dir.names_at_most(MAX_ENTRIES + 1)?;
+        if names.len() > MAX_ENTRIES {
+            let what = format!("{} has more than {MAX_ENTRIES} entries", dir.path().display());
+            return Err(io::Error::other(format!(
+                "{what}: remove what does not belong there; `cpw clean` removes runs"
+            )));
+        }
+        ids.extend(ids_of(&names));
+    }
+    ids.sort_unstable_by(|a, b| b.cmp(a));
+    ids.dedup();
+    let own = ids.iter().filter(|id| registry::knows(&state, id)).filter_map(|id| RunDir::open(project, id).ok());
+    Ok(own.filter(registry::is_ours).take(most).collect())
+}
+
 fn ids_in(dir: io::Result<Dir>) -> io::Result<Vec<RunId>> {
     let dir = match dir {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let names = dir.names()?;
+    Ok(ids_of(&dir.names()?))
+}
+
+fn ids_of(names: &[OsString]) -> Vec<RunId> {
     let ids = names.iter().filter_map(|n| n.to_str()).filter_map(|n| RunId::new(n).ok());
-    Ok(ids.filter(|id| id.as_str() != "project").collect())
+    ids.filter(|id| id.as_str() != "project").collect()
 }
 
 /// Whether a folder holds a run, be it a damaged one. Changes nothing.

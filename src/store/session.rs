@@ -18,14 +18,30 @@ use crate::model::event::Process;
 use crate::model::scan;
 use crate::store::log;
 use crate::store::registry::LogId;
+use crate::sys::clock;
 use crate::sys::dir::{Dir, FileId};
 use crate::sys::lock;
 
 /// The folder of the sessions' records, below the state directory.
 pub const SESSIONS: &str = "sessions";
 
-/// The largest record that is read. A session that reaches it starts nothing new.
+/// The largest record that is read. Nothing is added to one that would become longer.
 const MAX_BYTES: u64 = 1024 * 1024;
+
+/// A record that has grown to this is written anew, without what nobody asks for any more.
+const GROWN: u64 = MAX_BYTES / 2;
+
+/// How many prompts, runs that are closed, and things that were told outlive that: the newest.
+const KEPT: usize = 500;
+
+/// How often a record that was written anew meanwhile is opened again.
+const TRIES: u32 = 16;
+
+/// How many runs may be started for one session within [`STARTS_WITHIN_MS`].
+pub const MAX_STARTS: usize = 20;
+
+/// See [`MAX_STARTS`].
+const STARTS_WITHIN_MS: u64 = 60_000;
 
 /// One line of a session's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +65,9 @@ pub enum Entry {
         log: Option<LogId>,
         /// The rule that matched.
         rule: String,
+        /// When it was made, `CLOCK_MONOTONIC` in milliseconds.
+        #[serde(default)]
+        mono_ms: u64,
     },
     /// A run owes this session nothing any more.
     Closed {
@@ -122,6 +141,8 @@ pub struct OwnRun {
     pub log: Option<LogId>,
     /// The rule that matched.
     pub rule: String,
+    /// When it was made, `CLOCK_MONOTONIC` in milliseconds.
+    pub made_ms: u64,
     /// It owes the session nothing any more.
     pub closed: bool,
 }
@@ -162,14 +183,53 @@ impl Session {
         self.runs.iter().filter(|r| !r.closed)
     }
 
+    /// For how long no further run may be started for it, in milliseconds: so many within so long a time are enough for
+    /// anybody who types.
+    pub fn pause_ms(&self, now_ms: u64) -> u64 {
+        // What lies in the future was before the machine was booted.
+        let recent = |made: u64| made <= now_ms && now_ms - made < STARTS_WITHIN_MS;
+        let mut recent: Vec<u64> = self.runs.iter().map(|run| run.made_ms).filter(|made| recent(*made)).collect();
+        recent.sort_unstable_by(|a, b| b.cmp(a));
+        recent.get(MAX_STARTS - 1).map_or(0, |made| made + STARTS_WITHIN_MS - now_ms)
+    }
+
+    /// What a record that is written anew says: the same, as far as anybody asks.
+    fn entries(&self) -> Vec<Entry> {
+        let mut all: Vec<Entry> = newest(&self.prompts).map(|id| Entry::Prompt { id: id.clone() }).collect();
+        all.extend(newest(&self.told).map(|what| Entry::Told { what: what.clone() }));
+        let closed = self.runs.iter().filter(|run| run.closed).count();
+        let mut spare = closed.saturating_sub(KEPT);
+        for run in &self.runs {
+            if run.closed && spare > 0 {
+                spare -= 1;
+                continue;
+            }
+            let OwnRun { path, dev, ino, log, rule, made_ms, closed } = run.clone();
+            let ended = run.id().filter(|_| closed).map(|run| Entry::Closed { run });
+            all.push(Entry::Run { path, dev, ino, log, rule, mono_ms: made_ms });
+            all.extend(ended);
+        }
+        if self.let_go_ms > 0 {
+            all.push(Entry::LetGo { mono_ms: self.let_go_ms });
+        }
+        all.extend(self.client.clone().map(Entry::Client));
+        all.extend(self.over.clone().map(|reason| Entry::Over { reason }));
+        all.extend(self.woken.iter().map(|at| Entry::Woken { mono_ms: *at }));
+        if self.tool_rules != ToolRules::default() {
+            all.push(Entry::ToolRules(self.tool_rules.clone()));
+        }
+        all.extend(self.off.then_some(Entry::Off));
+        all
+    }
+
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Prompt { id } => self.prompts.push(id),
-            Entry::Run { path, dev, ino, log, rule } => {
-                self.runs.push(OwnRun { path, dev, ino, log, rule, closed: false });
+            Entry::Run { path, dev, ino, log, rule, mono_ms } => {
+                self.runs.push(OwnRun { path, dev, ino, log, rule, made_ms: mono_ms, closed: false });
             }
             Entry::Closed { run } => {
-                for own in self.runs.iter_mut().filter(|r| r.id().as_ref() == Some(&run)) {
+                for own in self.runs.iter_mut().filter(|r| !r.closed && r.id().as_ref() == Some(&run)) {
                     own.closed = true;
                 }
             }
@@ -242,6 +302,21 @@ impl Session {
     }
 }
 
+/// The last of them, at most [`KEPT`].
+fn newest<T>(all: &[T]) -> impl Iterator<Item = &T> {
+    all.iter().skip(all.len().saturating_sub(KEPT))
+}
+
+/// Entries as lines of a record.
+fn lines(entries: &[Entry]) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for entry in entries {
+        serde_json::to_writer(&mut bytes, entry)?;
+        bytes.push(b'\n');
+    }
+    Ok(bytes)
+}
+
 /// The name of the folder that a run's line is about, where it is written without escapes.
 fn folder_name(line: &[u8]) -> Option<&[u8]> {
     let path = line.strip_prefix(br#"{"t":"run","path":""#)?;
@@ -288,10 +363,25 @@ impl Locked {
     /// Locks the record of a session, making it if there is none. `None` if somebody holds it longer than `budget`.
     pub fn open(state_home: &Path, id: &SessionId, budget: Duration) -> io::Result<Option<Locked>> {
         let dir = Dir::open(state_home)?.create_sub(SESSIONS, 0o700)?;
-        let file = dir.open_append(id.as_str())?;
-        if !lock::lock_exclusive(&file, budget)? {
-            return Ok(None);
+        for _ in 0..TRIES {
+            let file = dir.open_append(id.as_str())?;
+            if !lock::lock_exclusive(&file, budget)? {
+                return Ok(None);
+            }
+            // Written anew, or removed, while this waited for its lock: the other one is the record now.
+            let own = FileId::of(&file)?;
+            if !dir.stat(id.as_str())?.is_some_and(|named| named.same_file(&own)) {
+                continue;
+            }
+            let locked = Locked::read(file, id)?;
+            if own.size <= GROWN || locked.shorten(&dir, id)? {
+                return Ok(Some(locked));
+            }
         }
+        Ok(None)
+    }
+
+    fn read(file: File, id: &SessionId) -> io::Result<Locked> {
         let length = file.metadata()?.len();
         if length > MAX_BYTES {
             let full = format!("the record of session {id} is larger than {MAX_BYTES} bytes");
@@ -303,14 +393,27 @@ impl Locked {
         if whole < bytes.len() {
             file.set_len(whole as u64)?;
         }
-        Ok(Some(Locked { session: Session::fold(&bytes), file }))
+        Ok(Locked { session: Session::fold(&bytes), file })
+    }
+
+    /// Puts a shorter record with the same memory in its place, in one step. Returns whether this one stays in force, because
+    /// another would hardly be shorter.
+    fn shorten(&self, dir: &Dir, id: &SessionId) -> io::Result<bool> {
+        let bytes = lines(&self.session.entries())?;
+        if bytes.len() as u64 > GROWN {
+            return Ok(true);
+        }
+        dir.write_atomic(id.as_str(), &bytes, 0o600, false).map(|()| false)
     }
 
     /// Adds an entry.
     pub fn add(&mut self, entry: Entry) -> io::Result<()> {
-        let mut line = serde_json::to_vec(&entry)?;
-        line.push(b'\n');
+        let line = lines(std::slice::from_ref(&entry))?;
         let before = self.file.metadata()?.len();
+        if before + line.len() as u64 > MAX_BYTES {
+            // Who cannot read it would do nothing for this session any more.
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the session's record has no room for that"));
+        }
         if let Err(e) = self.file.write_all(&line) {
             // A half line would spoil the next one.
             self.file.set_len(before)?;
@@ -325,7 +428,8 @@ impl Locked {
         let id = folder.id()?;
         let path = folder.path().to_owned();
         let log = folder.stat(log::NAME)?.as_ref().map(LogId::of);
-        self.add(Entry::Run { path, dev: id.dev, ino: id.ino, log, rule: rule.to_owned() })
+        let mono_ms = clock::mono_ms();
+        self.add(Entry::Run { path, dev: id.dev, ino: id.ino, log, rule: rule.to_owned(), mono_ms })
     }
 }
 
@@ -411,6 +515,7 @@ mod tests {
             ino: 2,
             log: None,
             rule: "r".into(),
+            mono_ms: 5,
         };
         let closed = |name: &str| Entry::Closed { run: RunId::new(name).unwrap() };
         let (prompt, told) = (Entry::Prompt { id: "p".into() }, Entry::Told { what: "x".into() });
@@ -421,7 +526,7 @@ mod tests {
             debounce: Span::from_secs(2),
         };
         let rules = ToolRules { project: "/p".into(), rules: vec![ToolRule { name: "r".into(), on }] };
-        let odd = Entry::Run { path: "/p/\"\\/r4".into(), dev: 1, ino: 2, log: None, rule: "r".into() };
+        let odd = Entry::Run { path: "/p/\"\\/r4".into(), dev: 1, ino: 2, log: None, rule: "r".into(), mono_ms: 0 };
         // Every record of up to three of these lines.
         let all = [
             run("r1"),
@@ -502,6 +607,126 @@ mod tests {
         seen.sort_unstable();
         seen.dedup();
         assert_eq!(seen.len(), 160);
+    }
+
+    #[test]
+    fn a_record_that_grew_long_is_written_anew_and_means_the_same() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(SESSIONS).join("s-1");
+        let folder = home.path().join("r1");
+        std::fs::create_dir(&folder).unwrap();
+        let mut locked = open(home.path());
+        locked.add_run(&Dir::open(&folder).unwrap(), "rule").unwrap();
+        locked.add(Entry::Client(Process { pid: 7, start_time: 70, boot_id: "b".into() })).unwrap();
+        locked.add(Entry::Woken { mono_ms: 9 }).unwrap();
+        drop(locked);
+        // More than a record may have in all.
+        let before = load_open(home.path(), &id()).unwrap();
+        for batch in 0..80 {
+            let mut locked = open(home.path());
+            for i in 0..30 {
+                let prompt = format!("{:0>500}", batch * 30 + i);
+                assert!(!locked.session.prompts.contains(&prompt));
+                locked.add(Entry::Prompt { id: prompt.clone() }).unwrap();
+                locked.add(Entry::Closed { run: RunId::new("none").unwrap() }).unwrap();
+            }
+            drop(locked);
+            assert!(std::fs::metadata(&path).unwrap().len() < GROWN + 20_000);
+        }
+        assert_eq!(load_open(home.path(), &id()).unwrap(), before, "what hooks of tools ask for");
+        let now = open(home.path()).session;
+        assert!(now.prompts.len() >= KEPT && now.prompts.ends_with(&[format!("{:0>500}", 2399)]));
+        // Nothing but the record is left.
+        assert_eq!(std::fs::read_dir(home.path().join(SESSIONS)).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_written_anew_means_the_same() {
+        let run = |name: &str, mono_ms| Entry::Run {
+            path: Path::new("/p/.claude/runs").join(name),
+            dev: 1,
+            ino: 2,
+            log: Some(LogId(3, 4)),
+            rule: "r".into(),
+            mono_ms,
+        };
+        let rules = ToolRules { project: "/p".into(), rules: Vec::new() };
+        let mut session = Session::default();
+        for entry in [
+            run("r1", 1),
+            run("r2", 2),
+            Entry::Closed { run: RunId::new("r1").unwrap() },
+            Entry::Prompt { id: "p".into() },
+            Entry::Told { what: "t".into() },
+            Entry::LetGo { mono_ms: 3 },
+            Entry::Client(Process { pid: 7, start_time: 70, boot_id: "b".into() }),
+            Entry::Over { reason: "clear".into() },
+            Entry::Woken { mono_ms: 9 },
+            Entry::Woken { mono_ms: 10 },
+            Entry::ToolRules(rules),
+            Entry::Off,
+        ] {
+            session.apply(entry);
+            assert_eq!(Session::fold(&lines(&session.entries()).unwrap()), session);
+        }
+        for i in 0..KEPT + 20 {
+            session.apply(run(&format!("old{i}"), 1));
+            session.apply(Entry::Closed { run: RunId::new(&format!("old{i}")).unwrap() });
+        }
+        let short = Session::fold(&lines(&session.entries()).unwrap());
+        assert_eq!((short.runs.len(), short.open_runs().count()), (KEPT + 1, 1));
+        assert_eq!(short.runs.last(), session.runs.last());
+    }
+
+    #[test]
+    fn many_that_come_while_it_is_written_anew_lose_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        drop(open(home.path()));
+        let path = home.path().join(SESSIONS).join("s-1");
+        let filler = format!("{{\"t\":\"let_go\",\"mono_ms\":{}}}\n", u64::MAX);
+        for _ in 0..3 {
+            let room = usize::try_from(GROWN).unwrap() / filler.len();
+            let own = load(home.path(), &id()).unwrap().unwrap();
+            let whole = [filler.repeat(room).into_bytes(), lines(&own.entries()).unwrap()].concat();
+            std::fs::write(&path, whole).unwrap();
+            std::thread::scope(|scope| {
+                for writer in 0..8 {
+                    let (home, before) = (home.path(), own.prompts.len());
+                    scope.spawn(move || {
+                        let mut locked = open(home);
+                        locked.add(Entry::Prompt { id: format!("{before}.{writer}") }).unwrap();
+                    });
+                }
+            });
+            let now = load(home.path(), &id()).unwrap().unwrap();
+            assert_eq!(now.prompts.len(), own.prompts.len() + 8);
+            assert!(std::fs::metadata(&path).unwrap().len() < GROWN);
+        }
+    }
+
+    #[test]
+    fn only_so_many_runs_are_started_within_a_minute() {
+        let made =
+            |made_ms| OwnRun { path: "/p".into(), dev: 1, ino: 2, log: None, rule: "r".into(), made_ms, closed: true };
+        let mut session = Session::default();
+        for i in 0..MAX_STARTS as u64 {
+            assert_eq!(session.pause_ms(100_000), 0, "{i}");
+            session.runs.push(made(50_000 + i * 1000));
+        }
+        assert_eq!((session.pause_ms(100_000), session.pause_ms(109_999), session.pause_ms(110_000)), (10_000, 1, 0));
+        // After a reboot the clock begins anew.
+        assert_eq!(session.pause_ms(40_000), 0);
+    }
+
+    #[test]
+    fn what_has_no_room_is_not_written() {
+        let home = tempfile::tempdir().unwrap();
+        let mut locked = open(home.path());
+        let long = usize::try_from(MAX_BYTES).unwrap();
+        let e = locked.add(Entry::Prompt { id: "p".repeat(long) }).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::FileTooLarge);
+        locked.add(Entry::Prompt { id: "p".into() }).unwrap();
+        assert_eq!(load(home.path(), &id()).unwrap().unwrap().prompts, ["p"]);
     }
 
     #[test]

@@ -28,6 +28,9 @@ use super::process::Stat;
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
+/// How many entries of a folder of bells are looked at: more is no folder of bells, and who is not rung looks by itself.
+pub const MOST: usize = 4096;
+
 /// The bell of this process, hung in a folder; taken down when dropped.
 #[derive(Debug)]
 pub struct Bell {

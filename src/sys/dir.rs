@@ -422,10 +422,18 @@ impl Dir {
 
     /// The names in the folder, sorted, temporary files included.
     pub fn names(&self) -> io::Result<Vec<OsString>> {
+        self.names_at_most(usize::MAX)
+    }
+
+    /// The same of the first `most` entries, in the order of the file system, however many there are.
+    pub fn names_at_most(&self, most: usize) -> io::Result<Vec<OsString>> {
         let told = |e| explain(&self.path, e);
         let mut handle = nix::dir::Dir::openat(&self.fd, ".", FOLDER, Mode::empty()).map_err(told)?;
         let mut names = Vec::new();
         for entry in handle.iter() {
+            if names.len() >= most {
+                break;
+            }
             let name = entry.map_err(told)?.file_name().to_bytes().to_vec();
             if name != b"." && name != b".." {
                 names.push(OsString::from_vec(name));
