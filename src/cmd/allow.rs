@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -13,6 +14,7 @@ use crate::model::{config, describe, json};
 use crate::store::home::State;
 use crate::store::trust::{self, Trust};
 use crate::store::{file, project};
+use crate::sys::spawn;
 use crate::ui::{ask, print};
 
 const EXAMPLES: &str = "Examples:
@@ -23,6 +25,9 @@ Shows what .claude/cpw.json could run, and what changed since you last approved 
 bytes: any later change needs a new one. It refuses to work inside Claude Code: only a person approves.
 
 Exit code: 0 it is approved · 1 you said no · 3 there is nothing to approve, nobody to ask, or a client above";
+
+/// How long to look for the shortest way to tell what has changed.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Approve the project's config, so that its rules may start work
 #[derive(Debug, Default, clap::Args)]
@@ -83,7 +88,7 @@ fn allow(state: &State, config: &Path, answer: &Answer, say: &mut dyn FnMut(Stri
     let Some(bytes) = bytes else {
         return Err(Wrong::with_hint(format!("there is no {name}"), "cpw init writes one to start from").into());
     };
-    let could_run = review(&bytes).map_err(|mistakes| {
+    let could_run = review(config, &bytes).map_err(|mistakes| {
         let what = format!("{name} has mistakes:\n{}", mistakes.trim_end());
         Wrong::with_hint(what, "mend it, then run cpw allow again; `cpw schema config` describes the format")
     })?;
@@ -123,16 +128,27 @@ fn allow(state: &State, config: &Path, answer: &Answer, say: &mut dyn FnMut(Stri
 }
 
 /// What a config could run, line by line; or everything that is wrong with it.
-fn review(bytes: &[u8]) -> Result<Vec<String>, String> {
-    match config::check(bytes) {
-        Ok(config) => Ok(describe::what_could_run(&config).lines().map(str::to_owned).collect()),
-        Err(problems) => Err(json::list(&problems)),
-    }
+fn review(config: &Path, bytes: &[u8]) -> Result<Vec<String>, String> {
+    let parsed = config::check(bytes).map_err(|problems| json::list(&problems))?;
+    let written = serde_json::from_slice(bytes).unwrap_or_default();
+    let project = file::folder_of(file::folder_of(config));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let program = |name: &str| {
+        let found = spawn::resolve_program(name.as_ref(), &path, project, project);
+        found.map(|path| path.to_string_lossy().into_owned()).map_err(|e| e.reason)
+    };
+    let is_project_file = |name: &str, cwd: &str| {
+        let path = project.join(cwd).join(name);
+        path.is_file() && (path.starts_with(project) || path.canonicalize().is_ok_and(|p| p.starts_with(project)))
+    };
+    let machine = describe::Machine { program: &program, is_project_file: &is_project_file };
+    Ok(describe::what_could_run(&parsed, &written, &machine).lines().map(str::to_owned).collect())
 }
 
 /// The lines that differ, with two around them.
 fn changes(before: &str, after: &str) -> String {
-    let diff = similar::TextDiff::from_lines(before, after);
+    // Of two that have little in common all is shown at last; to find the least takes a time that grows with both.
+    let diff = similar::TextDiff::configure().timeout(PATIENCE).diff_lines(before, after);
     let mut lines = Vec::new();
     for hunk in diff.unified_diff().context_radius(2).iter_hunks() {
         for change in hunk.iter_changes() {

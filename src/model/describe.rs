@@ -1,11 +1,14 @@
 //! What a config could run and what a plan will run, as text for a person at a terminal, before they approve or start it.
 //! Everything that others wrote is shown as one harmless line; programs of the project are marked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
 
 use crate::base::span::{Limit, Span};
 use crate::base::text::one_line;
 use crate::model::config::{Config, ForEach, Rule};
+use crate::model::draft::TaskDraft;
 use crate::model::plan::{Action, Isolate, PermissionMode, Plan, Used};
 use crate::model::signal::Right;
 use crate::model::template;
@@ -18,20 +21,70 @@ const SOME: usize = 400;
 /// How much of a name is shown.
 const SHORT: usize = 100;
 
-/// All that a config could run, rule by rule, for approval. Nothing that would be executed is left out.
-pub fn what_could_run(config: &Config) -> String {
+/// Keys of a task that have a line of their own; all others are shown as they are written.
+const TOLD_OF_TASK: [&str; 12] =
+    ["id", "title", "run", "shell", "claude", "env", "cwd", "isolate", "claims", "resources", "critical", "signals"];
+/// The same of its `claude`.
+const TOLD_OF_CLAUDE: [&str; 6] = ["prompt", "tools", "permission_mode", "model", "max_turns", "max_budget_usd"];
+/// The same of a config.
+const TOLD_OF_CONFIG: [&str; 4] = ["$schema", "version", "resources", "rules"];
+
+/// What this machine has of what a config names.
+pub struct Machine<'a> {
+    /// Where the program is that a name without a slash means, or why there is none.
+    pub program: &'a dyn Fn(&str) -> Result<String, String>,
+    /// Whether a path, seen from the folder that a task runs in, is a file of the project.
+    pub is_project_file: &'a dyn Fn(&str, &str) -> bool,
+}
+
+/// All that a config could run, rule by rule, for approval, and all that it sets. Nothing is left out: `written` is the
+/// config as it stands in the file, so that a key which nobody has given a line here is shown as it is.
+pub fn what_could_run(config: &Config, written: &Value, machine: &Machine<'_>) -> String {
     let mut out = String::new();
     if config.rules.is_empty() {
         out.push_str("No rules: nothing would run.\n");
     }
-    for rule in &config.rules {
-        rule_text(rule, &mut out);
+    for (i, rule) in config.rules.iter().enumerate() {
+        rule_text(rule, &written["rules"][i], machine, &mut out);
     }
     used(&config.resources, &mut out);
+    settings_text(written, &mut out);
     out
 }
 
-fn rule_text(rule: &Rule, out: &mut String) {
+/// How its runs and the session are treated.
+fn settings_text(written: &Value, out: &mut String) {
+    let mut set = String::new();
+    for (key, value) in written.as_object().into_iter().flatten().filter(|(k, _)| !TOLD_OF_CONFIG.contains(&k.as_str()))
+    {
+        match value.as_object() {
+            Some(part) => {
+                part.iter().for_each(|(inner, value)| written_line(&mut set, &format!("{key}.{inner}"), value));
+            }
+            None => written_line(&mut set, key, value),
+        }
+    }
+    if !set.is_empty() {
+        out.extend(["settings\n", &set]);
+    }
+}
+
+/// The keys of an object that are not told otherwise.
+fn rest(object: &Value, told: &[&str], prefix: &str, out: &mut String) {
+    let none = Map::new();
+    for (key, value) in object.as_object().unwrap_or(&none).iter().filter(|(key, _)| !told.contains(&key.as_str())) {
+        written_line(out, &format!("{prefix}{key}"), value);
+    }
+}
+
+/// A key that the format knows, and its value as it is written.
+fn written_line(out: &mut String, key: &str, value: &Value) {
+    let list = || value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>();
+    let text = value.as_str().map(str::to_owned).or_else(|| list().map(|list| list.join(", ")));
+    line(out, key, &text.unwrap_or_else(|| value.to_string()), ALL);
+}
+
+fn rule_text(rule: &Rule, written: &Value, machine: &Machine<'_>, out: &mut String) {
     out.extend(["rule ", &one_line(&rule.name, SHORT), "\n"]);
     let w = &rule.when;
     if let Some(on) = &w.tool {
@@ -66,7 +119,7 @@ fn rule_text(rule: &Rule, out: &mut String) {
     if let Some(each) = &each {
         line(out, "for each", each, ALL);
     }
-    for task in &rule.tasks {
+    for (i, task) in rule.tasks.iter().enumerate() {
         let times = if each.is_some() && task.is_per_item() { " (one per item)" } else { "" };
         out.extend(["  task ", &one_line(&task.id, SHORT), times, "\n"]);
         if let Some(title) = &task.title {
@@ -81,9 +134,13 @@ fn rule_text(rule: &Rule, out: &mut String) {
                 ALL,
             );
         }
+        sources(task, machine, out);
         extras(&task.env, task.cwd.as_deref(), task.isolate, &task.claims, ALL, out);
         held(&task.resources, ALL, out);
         speech(task.critical, task.signals.as_deref(), out);
+        let written = &written["tasks"][i];
+        rest(&written["claude"], &TOLD_OF_CLAUDE, "  claude.", out);
+        rest(written, &TOLD_OF_TASK, "  ", out);
     }
     for m in &rule.merge {
         merge_text(&m.tool, &m.matches, &m.set, &m.needs.join(", "), out);
@@ -217,6 +274,46 @@ fn action_text(action: &Action, max: usize, out: &mut String) {
     }
 }
 
+/// Where what a task runs comes from: its program on this machine, and files of the project that it names, which may hold
+/// something else by then.
+fn sources(task: &TaskDraft, machine: &Machine<'_>, out: &mut String) {
+    let name = match &task.action {
+        Action::Run(argv) => argv.first().map_or("", String::as_str),
+        Action::Shell(_) => "sh",
+        Action::Claude(_) => "claude",
+    };
+    if name.contains("{{") {
+        line(out, "  program", &format!("which one {} is depends on the item", quoted(name)), ALL);
+    } else if !name.contains('/') {
+        match (machine.program)(name) {
+            // The shell is the same everywhere.
+            Ok(_) if matches!(task.action, Action::Shell(_)) => {}
+            Ok(path) => line(out, "  program", &format!("{} is {path}, by the PATH of this shell", quoted(name)), ALL),
+            Err(why) => line(out, "  program", &why, ALL),
+        }
+    }
+    let border = |c: char| c.is_whitespace() || ";&|()<>\"'`=,".contains(c);
+    let words: Vec<&str> = match &task.action {
+        // A relative program has a note already.
+        Action::Run(argv) => {
+            let own = argv.iter().enumerate().filter(|(i, arg)| *i > 0 || arg.starts_with('/'));
+            own.filter_map(|(_, arg)| arg.rsplit('=').next()).collect()
+        }
+        Action::Shell(script) => script.split(border).collect(),
+        Action::Claude(_) => Vec::new(),
+    };
+    let cwd = task.cwd.as_deref().unwrap_or_default();
+    let is_named = |word: &&str| {
+        let here = word.starts_with("./") || word.starts_with("../");
+        !word.is_empty() && !word.contains("{{") && (here || (machine.is_project_file)(word, cwd))
+    };
+    let files: BTreeSet<&str> = words.into_iter().filter(is_named).collect();
+    if !files.is_empty() {
+        let all: Vec<String> = files.into_iter().map(quoted).collect();
+        line(out, "  note", &format!("of this project, whatever it holds by then: {}", all.join(", ")), ALL);
+    }
+}
+
 /// An argument as a shell would want it, so that its borders are visible.
 fn quoted(arg: &str) -> String {
     let plain = !arg.is_empty()
@@ -328,6 +425,94 @@ mod tests {
     use crate::model::check::{Defaults, Machine, plan_from_person};
     use crate::model::config::{self, Settings};
 
+    fn shown(text: &serde_json::Value) -> String {
+        let program = |name: &str| match name {
+            "gone" => Err("gone: no such program".into()),
+            name => Ok(format!("/usr/bin/{name}")),
+        };
+        let is_project_file = |path: &str, cwd: &str| (path, cwd) == ("lint.py", "") || (path, cwd) == ("b.sh", "sub");
+        let config = config::check(text.to_string().as_bytes()).unwrap_or_else(|p| panic!("{p:#?}"));
+        what_could_run(&config, text, &super::Machine { program: &program, is_project_file: &is_project_file })
+    }
+
+    #[test]
+    fn where_a_program_comes_from_is_shown() {
+        let task = |id: &str, action: (&str, serde_json::Value)| json!({"id": id, action.0: action.1});
+        let mut elsewhere = task("e", ("run", json!(["sh", "b.sh", "lint.py"])));
+        elsewhere["cwd"] = "sub".into();
+        let shown = shown(&json!({"version": 1, "rules": [{"name": "r", "when": {"prompt": "go"}, "tasks": [
+            task("a", ("run", json!(["python3", "-u", "lint.py", "--config=lint.py"]))),
+            task("b", ("run", json!(["gone"]))),
+            task("c", ("shell", json!("make all; ./x.sh && python3 'lint.py' <../y"))),
+            task("d", ("claude", json!({"prompt": "p"}))), elsewhere]}]}));
+        for part in [
+            "    program: python3 is /usr/bin/python3, by the PATH of this shell\n    note: of this project, whatever it holds by then: lint.py\n",
+            "    program: gone: no such program\n",
+            "    note: of this project, whatever it holds by then: ../y, ./x.sh, lint.py\n",
+            "    program: claude is /usr/bin/claude, by the PATH of this shell\n",
+            "    note: of this project, whatever it holds by then: b.sh\n",
+        ] {
+            assert!(shown.contains(part), "{part} is missing in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn no_key_of_a_config_is_kept_from_who_approves() {
+        let text = json!({"$schema": "./s.json", "version": 1,
+            "limits": {"max_workers": 7, "max_claude": 3, "max_runs": 2, "task_timeout": "11m", "run_timeout": "none",
+                "retries": 5, "max_budget_usd": 12.5},
+            "conductor": {"on_claimed": "redirect", "wait": "17s", "gate": "block", "hold": "13m", "wake": false,
+                "news_chars": 1234, "news_tokens": 4321, "worker_text": "none"},
+            "durability": "power", "runs_dir": "/elsewhere/runs", "orphans": "cancel",
+            "resources": {"db": {"tools": ["Bash(psql *)"]}},
+            "rules": [{"name": "r", "when": {"prompt": "go"}, "tasks": [
+                {"id": "first", "run": ["true"]},
+                {"id": "ask", "claude": {"prompt": "p", "schema": {"type": "object"}}, "needs": ["first"],
+                    "timeout": "19m", "retries": 4, "backoff": {"initial": "23s"}, "allow_failure": true, "critical": true,
+                    "summary": "(\\d+) errors", "priority": 29, "resources": ["db"], "claims": ["*.rs"], "cwd": "sub",
+                    "signals": ["stop:2"], "title": "Asks", "env": {"MODE": "fast"}, "isolate": "worktree"}]}]});
+        let shown = shown(&text);
+        for part in [
+            "limits.max_workers: 7",
+            "limits.max_claude: 3",
+            "limits.max_runs: 2",
+            "limits.task_timeout: 11m",
+            "limits.run_timeout: none",
+            "limits.retries: 5",
+            "limits.max_budget_usd: 12.5",
+            "conductor.on_claimed: redirect",
+            "conductor.wait: 17s",
+            "conductor.gate: block",
+            "conductor.hold: 13m",
+            "conductor.wake: false",
+            "conductor.news_chars: 1234",
+            "conductor.news_tokens: 4321",
+            "conductor.worker_text: none",
+            "durability: power",
+            "runs_dir: /elsewhere/runs",
+            "orphans: cancel",
+            "db is used by Bash(psql *)",
+            "claude.schema: {\"type\":\"object\"}",
+            "needs: first",
+            "timeout: 19m",
+            "retries: 4",
+            "backoff: {\"initial\":\"23s\"}",
+            "allow_failure: true",
+            "does not stop before it has heard",
+            "summary: (\\d+) errors",
+            "priority: 29",
+            "holds: db",
+            "claims: *.rs",
+            "in: sub",
+            "may signal: stop:2",
+            "called: Asks",
+            "MODE=fast",
+            "git worktree of its own",
+        ] {
+            assert!(shown.contains(part), "{part} is missing in\n{shown}");
+        }
+    }
+
     #[test]
     fn everything_that_could_run_is_shown() {
         let long = format!("echo {} END-OF-SCRIPT", "x".repeat(5000));
@@ -339,8 +524,7 @@ mod tests {
                 {"id": "script", "shell": format!("{long}\necho second")},
                 {"id": "ask", "claude": {"prompt": "look", "tools": ["Read", "Bash(ls *)"], "max_turns": 3}}],
             "merge": [{"tool": "Write", "match": {"file_path": "*.md"}, "needs": ["*"], "set": {"content": "{{results}}"}}]}]});
-        let config = config::check(text.to_string().as_bytes()).unwrap_or_else(|p| panic!("{p:#?}"));
-        let shown = what_could_run(&config);
+        let shown = shown(&text);
         for part in [
             "rule r",
             "./tool.sh 'two words' {{item}}",
@@ -368,7 +552,7 @@ mod tests {
     fn nothing_hides_from_who_approves() {
         let text = json!({"version": 1, "rules": [{"name": "r", "when": {"prompt": "go"}, "tasks": [
             {"id": "a", "run": ["rm", "a\nb", "x\u{202e}y\u{200b}"]}, {"id": "b", "shell": "true \r curl\u{7}"}]}]});
-        let shown = what_could_run(&config::check(text.to_string().as_bytes()).unwrap());
+        let shown = shown(&text);
         for part in ["rm 'a\\nb' 'x\\u{202e}y\\u{200b}'", "true \\r curl\\u{7}"] {
             assert!(shown.contains(part), "{part} is missing in\n{shown}");
         }
