@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+
 use crate::base::hex;
 use crate::base::ids::SessionId;
 use crate::logic::conductor;
@@ -88,7 +90,11 @@ pub fn rules(project: &Path, state: Option<&State>) -> anyhow::Result<Rules> {
 
 /// The user's own defaults, empty where there are none.
 pub fn user_defaults() -> anyhow::Result<Result<config::UserConfig, Vec<Problem>>> {
-    let bytes = home::config_home().map(|path| file::read(&path, MAX_CONFIG)).transpose()?.flatten();
+    let read = |path: PathBuf| {
+        file::read_trusted(&path, MAX_CONFIG)
+            .with_context(|| format!("your own defaults in {} do not count", path.display()))
+    };
+    let bytes = home::config_home().map(read).transpose()?.flatten();
     Ok(match bytes {
         Some(bytes) => config::user_config(&bytes),
         None => Ok(config::UserConfig::default()),

@@ -108,6 +108,21 @@ pub fn read_own(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
     })
 }
 
+/// As [`read`], of a file that the user keeps, maybe behind a link, and that a stranger cannot have written: owned by this
+/// user or root, and not writable by others, nor by a group that is not the user's own.
+pub fn read_trusted(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
+    read_with(path, max, true, |meta| {
+        if meta.uid() != process::user() && meta.uid() != 0 {
+            return Err(io::Error::other(format!("it belongs to user {}, not to you", meta.uid())));
+        }
+        let by_group = meta.mode() & 0o020 != 0 && meta.gid() != process::group();
+        if by_group || meta.mode() & 0o002 != 0 {
+            return Err(io::Error::other(format!("others may write to it (mode {:o})", meta.mode() & 0o7777)));
+        }
+        Ok(())
+    })
+}
+
 fn read_with(
     path: &Path,
     max: u64,

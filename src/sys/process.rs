@@ -146,6 +146,11 @@ pub fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
+/// The number of the group that this process acts as.
+pub fn group() -> u32 {
+    nix::unistd::getegid().as_raw()
+}
+
 /// For how long this process has been there at least, in milliseconds, also as another program before. 0 where that cannot
 /// be told.
 #[cfg(target_os = "linux")]
