@@ -449,7 +449,7 @@ impl Attempt {
         }
         if self.stream.is_some()
             && let Some(v) = &verdict
-            && !has_result(&self.files.out)
+            && !self.has_result()
         {
             let written = match &v.structured {
                 Some(value) => self.files.out.write_atomic("result.json", value.to_string().as_bytes(), 0o600, false),
@@ -461,7 +461,7 @@ impl Attempt {
             }
         }
         // A client's stdout is its protocol, not a result.
-        let result = if self.stream.is_some() && !has_result(&self.files.out) {
+        let result = if self.stream.is_some() && !self.has_result() {
             Ok(None)
         } else {
             outcome::result(&self.files.out, &self.files.out_shown, &self.files.logs, &self.files.stdout)
@@ -471,6 +471,10 @@ impl Attempt {
             None
         });
         (verdict, result)
+    }
+
+    fn has_result(&self) -> bool {
+        matches!(outcome::written(&self.files.out, &self.files.out_shown), Ok(Some(_)))
     }
 
     fn exited(&mut self, exit: Exit, said: Option<&str>, now: u64) -> Ending {
@@ -485,10 +489,11 @@ impl Attempt {
             (None, None) => Some(plain(self.how(exit))),
         };
         let Some(Trouble { reason, retryable, quota, .. }) = trouble else {
-            let summary = said.map(ToOwned::to_owned).or_else(|| {
-                let Files { out, logs, stdout, .. } = &self.files;
-                outcome::summary(self.summary.as_deref(), out, result.as_ref(), logs, stdout)
-            });
+            let Files { out, logs, stdout, .. } = &self.files;
+            let summary = said.map(ToOwned::to_owned);
+            let summary =
+                summary.or_else(|| outcome::summary(self.summary.as_deref(), out, result.as_ref(), logs, stdout));
+            let summary = outcome::with_remark(summary, outcome::passed_over(out));
             let exit = if let Exit::Code(c) = exit { c } else { 0 };
             let body =
                 Body::Done(Done { exit, duration_ms, result, summary, usage, cut_bytes: self.cut_bytes, from: None });
@@ -592,10 +597,6 @@ fn failure(exit: Exit, reason: String, duration: u64, result: Option<ResultFile>
         Exit::Signal(s) => (None, Some(s)),
     };
     Ended { exit: code, signal, reason, duration_ms: Some(duration), result, usage, ..Ended::default() }
-}
-
-fn has_result(out: &Dir) -> bool {
-    out.names().is_ok_and(|names| names.iter().any(|n| n.to_string_lossy().starts_with("result.")))
 }
 
 /// The program and its arguments.

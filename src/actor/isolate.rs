@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::git::{self, Git, Repo, Stat};
+use crate::actor::outcome;
 use crate::base::env;
 use crate::base::hex;
 use crate::base::ids::{TaskId, WorkerNo};
@@ -295,13 +296,7 @@ fn told(mut ending: Ending, saved: &Result<Option<Record>, String>, shown: &str,
             let said: Vec<String> = change.map(|c| c.stat.to_string()).into_iter().chain(stays).collect();
             if !said.is_empty() {
                 let said = said.join("; ");
-                done.summary = Some(match &done.summary {
-                    Some(own) => {
-                        let room = MAX_LINE.saturating_sub(said.chars().count() + 3);
-                        format!("{} ({said})", text::one_line(own, room))
-                    }
-                    None => said,
-                });
+                done.summary = outcome::with_remark(done.summary.take(), Some(said));
             }
             done.result = done.result.take().or(file);
         }

@@ -2,6 +2,7 @@
 //! wrote one, else the end of its stdout.
 
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 
 use regex::Regex;
 
@@ -41,7 +42,11 @@ fn tail(dir: &Dir, name: &str, max: u64) -> io::Result<Vec<u8>> {
 
 fn describe(dir: &Dir, name: &str, shown: &str) -> io::Result<ResultFile> {
     let mut file = dir.open_read(name)?;
-    let bytes = file.metadata()?.len();
+    let meta = file.metadata()?;
+    if meta.nlink() != 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a second name of another file"));
+    }
+    let bytes = meta.len();
     let mut sha256 = String::new();
     if bytes <= MAX_HASHED {
         sha256 = hex::sha256_of(&mut file)?;
@@ -49,15 +54,35 @@ fn describe(dir: &Dir, name: &str, shown: &str) -> io::Result<ResultFile> {
     Ok(ResultFile { path: format!("{shown}/{name}"), bytes, sha256 })
 }
 
+/// The files `result.*` in `out`, in the order in which they are looked at. The session reads the name: only one that says
+/// nothing but a name.
+fn candidates(out: &Dir) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = out.names()?.into_iter().filter_map(|n| n.into_string().ok()).collect();
+    names.retain(|n| n.starts_with("result.") && n.len() > "result.".len() && check_id(n).is_ok());
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The result that a task has written itself. An empty file is none: nobody shall read that there is one.
+pub fn written(out: &Dir, shown: &str) -> io::Result<Option<ResultFile>> {
+    Ok(candidates(out)?.iter().find_map(|n| describe(out, n, shown).ok().filter(|r| r.bytes > 0)))
+}
+
+/// Says which file was meant as a result and is none, and why, for people and for the session: a link, a pipe, a folder, or a
+/// second name of a file that is somewhere else could hand over what the task was never meant to.
+pub fn passed_over(out: &Dir) -> Option<String> {
+    let why = |name: &str| match out.open_read(name).and_then(|file| file.metadata()) {
+        Ok(meta) if meta.nlink() > 1 => Some("it is a second name of another file"),
+        Ok(_) => None,
+        Err(_) => Some("it is not a regular file of its own"),
+    };
+    candidates(out).ok()?.iter().find_map(|name| Some(format!("{name} is not taken as its result: {}", why(name)?)))
+}
+
 /// The result of an attempt: the file `result.*` in `out`, else the end of its stdout, which is written there.
 /// `shown` is the path of `out` relative to the run's folder. `None` if it left nothing.
 pub fn result(out: &Dir, shown: &str, logs: &Dir, stdout: &str) -> io::Result<Option<ResultFile>> {
-    let mut names: Vec<String> = out.names()?.into_iter().filter_map(|n| n.into_string().ok()).collect();
-    // The session reads the name: only one that says nothing but a name.
-    names.retain(|n| n.starts_with("result.") && n.len() > "result.".len() && check_id(n).is_ok());
-    names.sort_unstable();
-    // An empty file is no result: nobody shall read that there is one.
-    if let Some(found) = names.iter().find_map(|n| describe(out, n, shown).ok().filter(|r| r.bytes > 0)) {
+    if let Some(found) = written(out, shown)? {
         return Ok(Some(found));
     }
     let said = tail(logs, stdout, MAX_TAIL)?;
@@ -92,6 +117,18 @@ pub fn summary(
     let first =
         head.lines().map(|l| text::one_line(l.trim_start_matches(['#', ' ']), MAX_LINE)).find(|l| !l.is_empty())?;
     Some(first)
+}
+
+/// The line about an attempt, with what cpw itself has to say of it.
+pub fn with_remark(line: Option<String>, remark: Option<String>) -> Option<String> {
+    let Some(remark) = remark else { return line };
+    Some(match line {
+        Some(line) => {
+            let room = MAX_LINE.saturating_sub(remark.chars().count() + 3);
+            format!("{} ({remark})", text::one_line(&line, room))
+        }
+        None => remark,
+    })
 }
 
 #[cfg(test)]
