@@ -158,7 +158,8 @@ fn words(picture: &Picture<'_>, named: bool) -> String {
 fn save(path: &Path, bytes: &[u8], force: bool) -> anyhow::Result<()> {
     let shown = text::one_line(&path.to_string_lossy(), 500);
     let there = std::fs::metadata(path).ok();
-    if there.is_some() && !force {
+    // Also a link that leads nowhere yet: a project can hold one that leads out of it.
+    if path.symlink_metadata().is_ok() && !force {
         let hint = "choose another name, or add --force to replace it";
         return Err(Wrong::with_hint(format!("{shown} is there already"), hint).into());
     }

@@ -2,9 +2,9 @@
 //! Claude Code calls them, and the end of everything that was started there.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -114,7 +114,10 @@ impl<'a> Stage<'a> {
         let above = above.canonicalize().with_context(|| format!("cannot use {}", above.display()))?;
         let folder = above.join(format!("cpw-demo-{}", &hex::encode(&random::bytes())[..12]));
         let make = |path: &Path| {
-            DirBuilder::new().mode(0o700).create(path).with_context(|| format!("cannot make {}", path.display()))
+            let made = DirBuilder::new().mode(0o700).create(path);
+            // A umask can take from the owner what is needed to use it.
+            let made = made.and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(0o700)));
+            made.with_context(|| format!("cannot make {}", path.display()))
         };
         make(&folder)?;
         let unique =
