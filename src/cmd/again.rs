@@ -84,7 +84,7 @@ pub fn resume(args: &ResumeArgs) -> anyhow::Result<Exit> {
 }
 
 fn go_on(command: &str, given: Option<&str>, named: &[String], detach: bool) -> anyhow::Result<Exit> {
-    let project = find::project()?;
+    let project = find::project_to_change()?;
     let ready = prepare(command, &project, &find::run(&project, given)?, named)?;
     if ready.count(Fate::Again) == 0 {
         let what = if named.is_empty() { "everything in it is done" } else { "what was named is done" };

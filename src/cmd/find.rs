@@ -9,6 +9,7 @@ use crate::base::ids::{RunId, TaskId};
 use crate::base::text::one_line;
 use crate::model::glob::{self, Glob};
 use crate::model::plan::Plan;
+use crate::store::place;
 use crate::store::project;
 use crate::store::registry;
 use crate::store::run::{self, RunDir};
@@ -18,6 +19,13 @@ pub fn project() -> anyhow::Result<PathBuf> {
     let cwd = std::env::current_dir().context("the current directory cannot be read")?;
     let home = std::env::var_os("HOME").map(PathBuf::from);
     project::find(&cwd, home.as_deref()).with_context(|| format!("cannot look at {}", cwd.display()))
+}
+
+/// The same, for a command that leaves files in it.
+pub fn project_to_change() -> anyhow::Result<PathBuf> {
+    let project = project()?;
+    place::refuse_lent_root(&project)?;
+    Ok(project)
 }
 
 /// The run that `given` (a unique beginning of its id, or of its random part) means, or the newest one of the project.

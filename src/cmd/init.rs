@@ -16,6 +16,8 @@ use crate::model::settings::{self, Form, Refused, StatusLine};
 use crate::model::starter::STARTER;
 use crate::store::file::{self, Rights};
 use crate::store::home::State;
+use crate::store::leases;
+use crate::store::place;
 use crate::store::project;
 use crate::sys::dir::Dir;
 use crate::sys::lock;
@@ -155,8 +157,17 @@ fn carry_out(args: &Args, around: &Surroundings) -> anyhow::Result<String> {
         let hint = "go into the project's folder, or wire all your projects: cpw init --user";
         return Err(Wrong::with_hint(format!("{} is your home directory, not a project", show(&root)), hint).into());
     }
+    let ground = if args.user { around.home.as_deref() } else { Some(root.as_path()) };
+    if !args.print
+        && let Some(ground) = ground
+    {
+        place::refuse_lent_root(ground)?;
+    }
     let plan = || -> anyhow::Result<(Found, Option<Vec<u8>>)> {
         let found = look(&file)?;
+        if !args.user {
+            refuse_outside(&root, &file, &found.target)?;
+        }
         let wanted = wanted(args, found.bytes.as_deref(), around).map_err(|e| match e.downcast::<Refused>() {
             Ok(refused) => refusal(&file, found.bytes.as_deref().unwrap_or_default(), &refused),
             Err(e) => e,
@@ -347,6 +358,17 @@ fn look(path: &Path) -> anyhow::Result<Found> {
     let target = file::behind_links(path).with_context(|| format!("cannot follow the link {}", show(path)))?;
     let bytes = file::read(&target, MAX_SETTINGS).map_err(|e| cannot("read", &target, &e))?;
     Ok(Found { target, bytes })
+}
+
+/// Whoever made a project can have put a link into it: what is outside is not a project's to have changed.
+fn refuse_outside(root: &Path, file: &Path, target: &Path) -> anyhow::Result<()> {
+    let real = leases::real(target).with_context(|| format!("cannot follow {}", show(target)))?;
+    if real.starts_with(root) {
+        return Ok(());
+    }
+    let what = format!("{} leads out of the project, to {}", show(file), show(&real));
+    let hint = "nothing was changed; put a file in its place, or wire your own settings: cpw init --user";
+    Err(Wrong::with_hint(what, hint).into())
 }
 
 fn cannot(verb: &str, path: &Path, e: &io::Error) -> anyhow::Error {
@@ -705,24 +727,53 @@ mod tests {
         let real = scene.at("home/dotfiles.json");
         std::fs::write(&real, "{\"model\":\"opus\"}").unwrap();
         std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o640)).unwrap();
-        let link = scene.at("home/project/.claude/settings.json");
-        symlink("../../dotfiles.json", &link).unwrap();
-        scene.init(&[]).unwrap();
+        let link = scene.at("home/.claude/settings.json");
+        std::fs::create_dir(scene.at("home/.claude")).unwrap();
+        symlink("../dotfiles.json", &link).unwrap();
+        scene.init(&["user"]).unwrap();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(calls(&real).len(), 8);
         assert_eq!(real.metadata().unwrap().mode() & 0o7777, 0o640);
         let kept = scene.files("state/backups");
         assert_eq!(kept.len(), 1);
         assert_eq!((kept[0].1 & 0o7777, kept[0].2.as_slice()), (0o600, b"{\"model\":\"opus\"}".as_slice()));
-        scene.init(&["uninstall"]).unwrap();
+        scene.init(&["user", "uninstall"]).unwrap();
         assert_eq!(std::fs::read(&real).unwrap(), b"{\"model\":\"opus\"}");
         // A link to a file that does not exist yet, and a ring.
         std::fs::remove_file(&real).unwrap();
-        scene.init(&[]).unwrap();
+        scene.init(&["user"]).unwrap();
         assert_eq!(calls(&real).len(), 8);
         std::fs::remove_file(&real).unwrap();
-        symlink("project/.claude/settings.json", &real).unwrap();
+        symlink(".claude/settings.json", &real).unwrap();
+        assert!(scene.init(&["user"]).is_err());
+    }
+
+    #[test]
+    fn a_project_cannot_have_anything_outside_of_it_changed() {
+        let scene = Scene::new();
+        let (own, shared) = (scene.at("home/own.json"), scene.at("home/project/shared.json"));
+        std::fs::create_dir(scene.at("home/project/.claude")).unwrap();
+        let link = scene.at("home/project/.claude/settings.json");
+        for target in ["../../own.json", "../../not-there.json"] {
+            std::fs::write(&own, "{\"model\":\"opus\"}").unwrap();
+            symlink(target, &link).unwrap();
+            for args in [&[][..], &["uninstall"]] {
+                let refused = scene.init(args).unwrap_err();
+                assert!(refused.to_string().contains("leads out of the project"), "{refused}");
+            }
+            std::fs::remove_file(&link).unwrap();
+        }
+        // A link within the project is its own affair.
+        symlink("../shared.json", &link).unwrap();
+        scene.init(&[]).unwrap();
+        assert_eq!(calls(&shared).len(), 8);
+        // All of `.claude`.
+        std::fs::remove_dir_all(scene.at("home/project/.claude")).unwrap();
+        std::fs::create_dir(scene.at("home/elsewhere")).unwrap();
+        symlink("../elsewhere", scene.at("home/project/.claude")).unwrap();
         assert!(scene.init(&[]).is_err());
+        assert_eq!(std::fs::read(&own).unwrap(), b"{\"model\":\"opus\"}");
+        assert!(!scene.at("home/not-there.json").exists() && scene.files("home/elsewhere").is_empty());
     }
 
     #[test]

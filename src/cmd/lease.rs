@@ -161,7 +161,7 @@ impl Place {
             let runs = inside.folder.path().parent().map(Path::to_owned).context("the run is in no folder")?;
             return Ok(Place { inside: Some(inside), project, runs, cwd });
         }
-        let project = find::project()?;
+        let project = find::project_to_change()?;
         let runs = planner::runs_folder(&project, State::existing()?.as_ref())?;
         Ok(Place { inside: None, project, runs, cwd })
     }

@@ -9,6 +9,7 @@ use crate::actor::patch::{self, Applied};
 use crate::base::exit::Exit;
 use crate::base::text;
 use crate::cmd::{above, find, inside};
+use crate::store::place;
 use crate::store::run::Run;
 use crate::ui::print;
 
@@ -59,6 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             let hint = "run it in a terminal; of what changes files in a session your permission rules decide";
             above::refuse_or_hint("no change is put into the files", "decides that", hint)?;
         }
+        place::refuse_lent_root(&folder.project)?;
         return apply(&run, index, args.check);
     }
     let task = &run.state.tasks[index];

@@ -46,7 +46,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     inside::refuse_too_deep()?;
-    let project = find::project()?;
+    let project = find::project_to_change()?;
     let prompt = args.prompt.as_deref().map(crate::cmd::plan::prompt_text).transpose()?;
     let mut plans = match (&args.plan, &args.prompt) {
         (Some(file), _) => {

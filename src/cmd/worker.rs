@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     // Also of a run that goes on: which of its tasks run when is for its workers to say.
     above::refuse_below_client("no task is run by hand", "decides that")?;
-    let project = find::project()?;
+    let project = find::project_to_change()?;
     let Some(task) = &args.task else {
         return help_with(own(&project, args)?);
     };

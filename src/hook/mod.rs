@@ -26,12 +26,14 @@ mod user_prompt_submit;
 mod watch;
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::base::env;
 use crate::store::home::State;
 use crate::store::hooklog;
+use crate::store::place;
 use crate::sys::clock;
 use crate::sys::process;
 use crate::sys::signals::{self, Deadline};
@@ -92,6 +94,9 @@ pub fn main(hook: Hook, args: &[OsString]) -> ExitCode {
     if env::is_on(std::env::var_os(env::DISABLE).as_deref()) || process::is_in_task() {
         return ExitCode::SUCCESS;
     }
+    if is_in_the_way() {
+        return ExitCode::SUCCESS;
+    }
     let begun = clock::mono_ms();
     let Ok(deadline) = signals::hook_deadline(LIFETIME) else {
         return ExitCode::SUCCESS;
@@ -130,6 +135,12 @@ pub fn main(hook: Hook, args: &[OsString]) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Whether this is root by sudo in the project of a user, in whose way its files would be.
+fn is_in_the_way() -> bool {
+    let project = std::env::var_os(env::CLAUDE_PROJECT_DIR).unwrap_or_else(|| ".".into());
+    place::refuse_lent_root(Path::new(&project)).is_err()
 }
 
 fn note(hook: Hook, begun: u64, error: Option<&str>) {
