@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use crate::actor::hung;
+use crate::actor::{environ, hung};
 use crate::base::ids::WorkerNo;
 use crate::logic::step;
 use crate::logic::view::View;
@@ -18,17 +18,6 @@ use crate::sys::clock;
 use crate::sys::lock::{self, Probe};
 use crate::sys::process;
 use crate::sys::spawn::{self, EnvChange, Locks};
-
-/// Variables of the client's own session that no worker may speak for.
-const SESSION_VARIABLES: [&str; 7] = [
-    "CLAUDE_CODE_SESSION_ID",
-    "CLAUDE_CODE_MESSAGING_SOCKET",
-    "CLAUDE_CODE_MESSAGING_TOKEN",
-    "CLAUDE_CODE_SESSION_ACCESS_TOKEN",
-    "CLAUDE_ENV_FILE",
-    "CLAUDE_PROJECT_DIR",
-    "CLAUDE_PID",
-];
 
 /// Whether a worker is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +79,8 @@ pub fn check_log(folder: &RunDir, log: &Log, view: &View) -> Result<(), LogError
 
 /// Starts cpw itself with `args`, detached, as nobody's session. Returns its pid.
 pub fn detach(args: &[OsString], cwd: &Path, locks: impl Into<Locks>) -> io::Result<i32> {
-    let env = EnvChange { set: Vec::new(), remove: SESSION_VARIABLES.map(OsString::from).to_vec() };
+    let remove = std::env::vars_os().map(|(name, _)| name).filter(|name| environ::is_sessions(name)).collect();
+    let env = EnvChange { set: Vec::new(), remove };
     Ok(spawn::spawn_detached(&process::exe_path()?, args, env, cwd, locks)?)
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::actor::claude;
@@ -10,8 +11,18 @@ use crate::base::env;
 use crate::base::trace::{self, Context};
 use crate::model::plan::{Action, Need, Task};
 
-/// Set by the client for what it starts, without a common prefix.
-const CLIENT_MARKS: [&str; 3] = ["AI_AGENT", "NoDefaultCurrentDirectoryInExePath", "COREPACK_ENABLE_AUTO_PIN"];
+/// Set by the client, or by what hosts it, for what it starts, or read only by it: no name of a common kind.
+const CLIENT_MARKS: [&str; 6] = [
+    "AI_AGENT",
+    "NoDefaultCurrentDirectoryInExePath",
+    "COREPACK_ENABLE_AUTO_PIN",
+    "SESSION_INGRESS_URL",
+    "MCP_CLIENT_SECRET",
+    "MCP_XAA_IDP_CLIENT_SECRET",
+];
+
+/// What the names of further ones begin with.
+const CLIENT_PREFIXES: [&str; 3] = ["CLAUDE", "CCR_", "SELF_HOSTED_RUNNER_"];
 
 /// Variables of a `claude` task's client that are the user's settings and not the session's: whole names, and beginnings.
 const CLAUDE_SETTINGS: [&str; 2] = ["CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN"];
@@ -82,21 +93,47 @@ pub fn need_variables<'a>(
     all
 }
 
-fn is_kept(name: &OsStr, for_claude: bool) -> bool {
-    let Some(name) = name.to_str() else { return true };
-    if name.starts_with("CPW_") {
-        return name == env::STATE_DIR;
+/// To whom a variable belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// The user, with all that the client only reads.
+    User,
+    /// The user, for the client alone: its login and settings.
+    Login,
+    /// The client's own session.
+    Session,
+    /// cpw.
+    Us,
+}
+
+impl Owner {
+    fn of(name: &OsStr) -> Owner {
+        let bytes = name.as_bytes();
+        let begins = |prefix: &&str| bytes.starts_with(prefix.as_bytes());
+        if bytes.starts_with(b"CPW_") && name != env::STATE_DIR || name == env::TRACEPARENT || name == env::TRACESTATE {
+            Owner::Us
+        } else if bytes.starts_with(b"ANTHROPIC_")
+            || name == "AWS_BEARER_TOKEN_BEDROCK"
+            || CLAUDE_SETTINGS.iter().any(|n| name == *n)
+            || CLAUDE_PREFIXES.iter().any(begins)
+        {
+            Owner::Login
+        } else if CLIENT_MARKS.iter().any(|n| name == *n) || CLIENT_PREFIXES.iter().any(begins) {
+            Owner::Session
+        } else {
+            Owner::User
+        }
     }
-    if CLIENT_MARKS.contains(&name) || name == env::TRACEPARENT || name == env::TRACESTATE {
-        return false;
-    }
-    if name.starts_with("CLAUDE") {
-        return for_claude && (CLAUDE_SETTINGS.contains(&name) || CLAUDE_PREFIXES.iter().any(|p| name.starts_with(p)));
-    }
-    if name.starts_with("ANTHROPIC_") || name == "AWS_BEARER_TOKEN_BEDROCK" {
-        return for_claude;
-    }
-    true
+}
+
+/// Whether a variable belongs to the client's session: nobody whom a worker starts gets it.
+pub fn is_sessions(name: &OsStr) -> bool {
+    Owner::of(name) == Owner::Session
+}
+
+/// Whether a variable belongs to the user and to no client: programs that need no login of a model get these.
+pub fn is_users(name: &OsStr) -> bool {
+    Owner::of(name) == Owner::User
 }
 
 /// The complete environment of an attempt, from the worker's own.
@@ -106,12 +143,26 @@ pub fn build(
     identity: &Identity<'_>,
 ) -> Vec<(OsString, OsString)> {
     let for_claude = matches!(task.action, Action::Claude(_));
-    let mut all: BTreeMap<OsString, OsString> = own.into_iter().collect();
+    let mut all: BTreeMap<OsString, OsString> = BTreeMap::new();
     // A worker that was started inside a task has that task's.
-    let depth = env::depth(all.get(OsStr::new(env::DEPTH)).map(OsString::as_os_str)).saturating_add(1);
-    all.retain(|name, _| is_kept(name, for_claude));
+    let mut depth = 0;
+    for (name, value) in own {
+        if name == env::DEPTH {
+            depth = env::depth(Some(&value));
+        }
+        let is_kept = match Owner::of(&name) {
+            Owner::User => true,
+            Owner::Login => for_claude,
+            Owner::Session | Owner::Us => false,
+        };
+        if is_kept {
+            // Of two with one name the first counts, as for everybody who asks for it by that.
+            all.entry(name).or_insert(value);
+        }
+    }
+    let may_set = if for_claude { env::may_set_for_client } else { env::may_set };
     for (name, value) in &task.env {
-        if env::may_set(name) {
+        if may_set(name) {
             all.insert(name.into(), value.into());
         }
     }
@@ -144,7 +195,7 @@ pub fn build(
     for (name, value) in identity.need_variables {
         set(name, value);
     }
-    set(env::DEPTH, depth.to_string().as_ref());
+    set(env::DEPTH, depth.saturating_add(1).to_string().as_ref());
     set(env::TRACEPARENT, context.header().as_ref());
     if let Some(item) = &task.item {
         set(env::ITEM, item.as_ref());
@@ -221,6 +272,65 @@ mod tests {
         assert!(!shell.contains_key(OsStr::new("CPW_NEED_OLD")), "of the worker's own task, if it has one");
         assert_eq!(shell[OsStr::new("PATH")], "/usr/bin:/opt/cpw");
         assert_eq!(shell[OsStr::new("CPW_DEPTH")], "3", "one deeper than who has started its worker");
+    }
+
+    #[test]
+    fn s18_every_variable_has_an_owner() {
+        let users = [
+            "HOME",
+            "PATH",
+            "AWS_SECRET_ACCESS_KEY",
+            "GITHUB_TOKEN",
+            "OPENAI_API_KEY",
+            "SSH_AUTH_SOCK",
+            "claude",
+            "CPW_STATE_DIR",
+            "CPWX",
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "",
+        ];
+        let login = [
+            "ANTHROPIC_API_KEY",
+            "ANTHROPIC_AUTH_TOKEN",
+            "ANTHROPIC_CUSTOM_HEADERS",
+            "ANTHROPIC_FOUNDRY_API_KEY",
+            "AWS_BEARER_TOKEN_BEDROCK",
+            "CLAUDE_CODE_OAUTH_TOKEN",
+            "CLAUDE_CONFIG_DIR",
+            "CLAUDE_CODE_USE_BEDROCK",
+        ];
+        let session = [
+            "CLAUDECODE",
+            "CLAUDE_PID",
+            "CLAUDE_ENV_FILE",
+            "CLAUDE_CODE_SESSION_ID",
+            "CLAUDE_CODE_SESSION_ACCESS_TOKEN",
+            "CLAUDE_CODE_MESSAGING_TOKEN",
+            "CLAUDE_CODE_OAUTH_REFRESH_TOKEN",
+            "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
+            "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
+            "CLAUDE_CODE_GATEWAY_TOKEN_FILE_DESCRIPTOR",
+            "CLAUDE_CODE_SSE_PORT",
+            "CLAUDE_CODE_RUNNER_MODEL_SOCKET",
+            "CCR_AGENT_PROXY_TOKEN_FILE_DESCRIPTOR",
+            "CCR_OAUTH_TOKEN_FILE",
+            "SELF_HOSTED_RUNNER_POOL_SECRET",
+            "MCP_CLIENT_SECRET",
+            "AI_AGENT",
+            "CLAUDE_SOMETHING_NEW",
+        ];
+        let us =
+            ["CPW_TASK", "CPW_DEPTH", "CPW_", "CPW_NEED_X", "CPW_RUN_DIR", "CPW_LEASES", "TRACEPARENT", "TRACESTATE"];
+        let all = [(Owner::User, &users[..]), (Owner::Login, &login), (Owner::Session, &session), (Owner::Us, &us)];
+        for (owner, names) in all {
+            for name in names {
+                assert_eq!(Owner::of(OsStr::new(name)), owner, "{name}");
+            }
+        }
+        for name in [&b"CLAUDE_\xff"[..], b"CPW_\xff", b"ANTHROPIC_\xff"] {
+            assert_ne!(Owner::of(OsStr::from_bytes(name)), Owner::User, "{name:?}");
+        }
     }
 
     #[test]

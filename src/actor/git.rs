@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::actor::environ;
 use crate::base::text;
 use crate::sys::lock;
 use crate::sys::program::{self, Program, Ran};
@@ -72,7 +73,7 @@ impl Git {
     /// Finds git outside `project`. `mark`: variables by which its processes are told, should this one be killed.
     pub fn find(project: &Path, mark: &[(&str, &str)], limit: Duration) -> Result<Git, String> {
         let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
-            .filter(|(name, _)| !is_foreign(name) && name != "LC_ALL" && name != "LANGUAGE")
+            .filter(|(name, _)| environ::is_users(name) && !is_foreign(name) && name != "LC_ALL" && name != "LANGUAGE")
             .collect();
         let path = env.iter().find(|(n, _)| n == "PATH").map(|(_, v)| v.clone());
         let path = path.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
