@@ -23,6 +23,7 @@ use crate::model::event::{Body, Holder, Process, Progress};
 use crate::model::resource::{self, MAX_TOGETHER, Resource};
 use crate::store::home::State;
 use crate::store::leases::{self, Came, Desk};
+use crate::store::place;
 use crate::sys::clock;
 use crate::sys::process::{self, Stat};
 use crate::sys::program;
@@ -161,12 +162,13 @@ impl Place {
             let runs = inside.folder.path().parent().map(Path::to_owned).context("the run is in no folder")?;
             return Ok(Place { inside: Some(inside), project, runs, cwd });
         }
-        let project = find::project_to_change()?;
+        let project = find::project()?;
         let runs = planner::runs_folder(&project, State::existing()?.as_ref())?;
         Ok(Place { inside: None, project, runs, cwd })
     }
 
     fn desk(&self) -> anyhow::Result<Desk> {
+        place::refuse_lent_root(&self.project)?;
         let desk = Desk::open(&self.project, &self.runs)?;
         let Some(inside) = &self.inside else { return Ok(desk) };
         let (folder, task) = (inside.folder.again()?, inside.task.clone());

@@ -25,7 +25,12 @@ pub enum Rights<'a> {
 /// see [`behind_links`]. Its folder is opened once: whatever is exchanged on the way to it, all of this happens in one folder.
 pub fn replace(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?;
-    let folder = Dir::open(folder_of(path)).map_err(|e| bare(e, folder_of(path)))?;
+    let folder = match rights {
+        // Our own affair: no link is in the place of the folder either.
+        Rights::Private => Dir::open_nofollow(folder_of(path)),
+        Rights::Usual | Rights::Of(_) => Dir::open(folder_of(path)),
+    };
+    let folder = folder.map_err(|e| bare(e, folder_of(path)))?;
     let temporary = format!(".cpw-{}", random::hex());
     let put = || {
         write_new(&folder, &temporary, bytes, rights)?;

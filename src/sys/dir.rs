@@ -496,12 +496,18 @@ fn mode_of(mode: u32) -> Mode {
 }
 
 /// Opens whatever is at `path` for reading and never waits, as opening a FIFO would. Where `follow` is false a symbolic link
-/// at the end of the path is an error.
+/// at the end of the path, or in the place of the folder that holds it, is an error.
 pub fn open_path(path: &Path, follow: bool) -> io::Result<File> {
-    let flags = if follow { FILE.difference(OFlag::O_NOFOLLOW) } else { FILE };
-    match openat(AT_FDCWD, path, flags | OFlag::O_RDONLY, Mode::empty()) {
+    if follow {
+        let flags = FILE.difference(OFlag::O_NOFOLLOW) | OFlag::O_RDONLY;
+        return Ok(openat(AT_FDCWD, path, flags, Mode::empty()).map(File::from)?);
+    }
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no name of a file"));
+    };
+    match openat(&Dir::open_nofollow(above)?.fd, name, FILE | OFlag::O_RDONLY, Mode::empty()) {
         Ok(fd) => Ok(File::from(fd)),
-        Err(Errno::ELOOP) if !follow => Err(io::Error::other("it is a symbolic link")),
+        Err(Errno::ELOOP) => Err(io::Error::other("it is a symbolic link")),
         Err(e) => Err(e.into()),
     }
 }
