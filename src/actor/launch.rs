@@ -65,7 +65,9 @@ pub fn launch(
     });
     let (folder, mut run) = match made {
         Ok(made) => made,
-        Err(e @ (RunError::FileSystem { .. } | RunError::Place(_))) => return Ok(Launched::Refused(e)),
+        Err(e @ (RunError::FileSystem { .. } | RunError::Place(_) | RunError::Name(_))) => {
+            return Ok(Launched::Refused(e));
+        }
         Err(e) => return Err(e.into()),
     };
     *active += 1;
@@ -87,7 +89,13 @@ fn earlier(locked: &mut Locked, rule: &str) -> anyhow::Result<Option<OwnRun>> {
             Ok(hooked) => hooked.is_none_or(|h| h.view.ended.is_some()),
             Err(RunError::NoRun(_) | RunError::Damaged { .. } | RunError::Plan(_)) => true,
             // Whether it is over cannot be told now; two at once would be worse than none.
-            Err(RunError::Io { .. } | RunError::Log(_) | RunError::Place(_) | RunError::FileSystem { .. }) => false,
+            Err(
+                RunError::Io { .. }
+                | RunError::Log(_)
+                | RunError::Place(_)
+                | RunError::FileSystem { .. }
+                | RunError::Name(_),
+            ) => false,
         };
         if !over {
             return Ok(Some(own));

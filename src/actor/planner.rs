@@ -158,6 +158,15 @@ pub struct Considered {
     pub rule: String,
     /// The plan, or why there is none.
     pub outcome: Result<Plan, Why>,
+    /// How many files its `for_each` leaves out, because their names are not UTF-8.
+    pub left_out: usize,
+}
+
+/// What is said about files that a rule leaves out.
+pub fn left_out(count: usize) -> String {
+    let files = if count == 1 { "1 file is left out, whose name is" } else { "files are left out, whose names are" };
+    let count = if count == 1 { String::new() } else { format!("{count} ") };
+    format!("{count}{files} not UTF-8")
 }
 
 /// Why no rule was asked.
@@ -208,11 +217,12 @@ pub fn consider(config: &Config, asked: Asked<'_>) -> Result<Vec<Considered>, Ig
     }
     let words = Words::read(&examined(asked.prompt));
     let mut files = None;
-    Ok(config
-        .rules
-        .iter()
-        .map(|rule| Considered { rule: rule.name.clone(), outcome: ask(rule, config, asked, &words, &mut files) })
-        .collect())
+    let consider = |rule: &Rule| {
+        let mut left_out = 0;
+        let outcome = ask(rule, config, asked, &words, &mut files, &mut left_out);
+        Considered { rule: rule.name.clone(), outcome, left_out }
+    };
+    Ok(config.rules.iter().map(consider).collect())
 }
 
 fn ask(
@@ -221,6 +231,7 @@ fn ask(
     asked: Asked<'_>,
     words: &Words,
     files: &mut Option<Vec<String>>,
+    left_out: &mut usize,
 ) -> Result<Plan, Why> {
     if let Some(on) = &rule.when.tool {
         return Err(Why::AfterCalls(on.tools.clone()));
@@ -256,18 +267,25 @@ fn ask(
     if rule.is_excluded(words.own()) {
         return Err(Why::Excluded);
     }
-    make(rule, config, asked, named, groups)
+    make(rule, config, asked, named, groups, left_out)
 }
 
 /// The plan of a rule whose other conditions hold, from these files and texts of groups.
-fn make(rule: &Rule, config: &Config, asked: Asked<'_>, files: Vec<String>, groups: Vec<String>) -> Result<Plan, Why> {
+fn make(
+    rule: &Rule,
+    config: &Config,
+    asked: Asked<'_>,
+    files: Vec<String>,
+    groups: Vec<String>,
+    left_out: &mut usize,
+) -> Result<Plan, Why> {
     if let Some(pattern) = &rule.when.glob
-        && find(asked.project, pattern, 1).is_empty()
+        && find(asked.project, pattern, 1, &mut 0).is_empty()
     {
         return Err(Why::Glob);
     }
     let globbed = match &rule.for_each {
-        Some(ForEach::Glob(pattern)) => find(asked.project, pattern, MAX_FOUND),
+        Some(ForEach::Glob(pattern)) => find(asked.project, pattern, MAX_FOUND, left_out),
         _ => Vec::new(),
     };
     let run = run::new_id();
@@ -295,7 +313,7 @@ pub fn after_calls(
     files: &[String],
 ) -> Result<Plan, Why> {
     let asked = Asked { project, cwd: project, prompt: "", session: Some(session) };
-    make(rule, config, asked, existing(asked, files), Vec::new())
+    make(rule, config, asked, existing(asked, files), Vec::new(), &mut 0)
 }
 
 /// Adds, beside each claim as it is written, the other paths by which calls may name the same files: those that its links
@@ -343,7 +361,9 @@ fn existing(asked: Asked<'_>, mentions: &[String]) -> Vec<String> {
         let named = Path::new(mention);
         let candidates = [asked.cwd.join(named), asked.project.join(named)];
         let Some(path) = candidates.iter().find(|p| p.is_file()) else { continue };
-        let normal = conductor::normalise(&path.to_string_lossy());
+        // As text, another path could be meant.
+        let Some(text) = path.to_str() else { continue };
+        let normal = conductor::normalise(text);
         let shown =
             Path::new(&normal).strip_prefix(asked.project).map_or(normal.clone(), |p| p.to_string_lossy().into());
         if seen.insert(shown.clone()) {
@@ -353,8 +373,9 @@ fn existing(asked: Asked<'_>, mentions: &[String]) -> Vec<String> {
     out
 }
 
-/// Files of the project that match a glob, sorted, at most `most`. Links are not followed.
-fn find(project: &Path, pattern: &str, most: usize) -> Vec<String> {
+/// Files of the project that match a glob, sorted, at most `most`. Links are not followed. A name that is not UTF-8 is left
+/// out and counted where it would match: as text it could be the name of another file.
+fn find(project: &Path, pattern: &str, most: usize, left_out: &mut usize) -> Vec<String> {
     let Ok(glob) = Glob::path(pattern) else { return Vec::new() };
     let base = glob::base(pattern);
     let mut folders: Vec<PathBuf> = vec![project.join(base)];
@@ -380,10 +401,12 @@ fn find(project: &Path, pattern: &str, most: usize) -> Vec<String> {
                 }
             } else if kind.is_file()
                 && let Ok(relative) = path.strip_prefix(project)
-                && let Some(relative) = relative.to_str()
-                && glob.matches(relative)
             {
-                out.push(relative.to_owned());
+                match relative.to_str() {
+                    Some(name) if glob.matches(name) => out.push(name.to_owned()),
+                    None if glob.matches(&relative.to_string_lossy()) => *left_out += 1,
+                    _ => {}
+                }
             }
         }
         folders.extend(below.into_iter().rev());

@@ -62,8 +62,11 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         }
     };
     let mut plans = Vec::new();
-    for Considered { rule, outcome } in considered {
+    for Considered { rule, outcome, left_out } in considered {
         let rule = text::one_line(&rule, 64);
+        if left_out > 0 {
+            print::err(format_args!("rule {rule}: {}", planner::left_out(left_out)));
+        }
         match outcome {
             Ok(plan) => {
                 if !args.json {

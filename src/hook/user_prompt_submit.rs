@@ -84,6 +84,7 @@ pub(super) fn run() -> anyhow::Result<Held> {
             let cwd = payload.cwd.clone().unwrap_or_default();
             let asked = Asked { project: &project, cwd: Path::new(&cwd), prompt: &prompt, session: Some(&id) };
             if let Ok(considered) = planner::consider(&config, asked) {
+                let odd = left_out(&considered);
                 let plans = plans_of(considered);
                 if !plans.is_empty() {
                     let place = Place {
@@ -92,6 +93,7 @@ pub(super) fn run() -> anyhow::Result<Held> {
                         max_runs: config.settings.max_runs(),
                     };
                     (started, lines) = start(&State::open()?, &id, &payload, &place, &prompt, plans)?;
+                    lines.extend(odd);
                 }
             }
         }
@@ -101,6 +103,12 @@ pub(super) fn run() -> anyhow::Result<Held> {
     }
     answer_with_news(existing, id, payload, event, answer, &started)?;
     Ok(0)
+}
+
+/// What rules that match have left out, for the user.
+fn left_out(considered: &[Considered]) -> Vec<String> {
+    let odd = considered.iter().filter(|c| c.outcome.is_ok() && c.left_out > 0);
+    odd.map(|c| format!("cpw: rule {}: {}", text::one_line(&c.rule, 64), planner::left_out(c.left_out))).collect()
 }
 
 fn plans_of(considered: Vec<Considered>) -> Vec<Plan> {

@@ -104,6 +104,8 @@ pub enum RunError {
     },
     /// Others could put something else in the place of the runs, or root's files would be left in a user's project.
     Place(Wrong),
+    /// This path is no text, and what is written down about a run is.
+    Name(PathBuf),
     /// Locks in this folder would not keep everybody out.
     FileSystem {
         /// The folder.
@@ -129,6 +131,11 @@ impl fmt::Display for RunError {
                 f,
                 "run {run} is damaged: {why}; nothing is started from it or changed in it, and `cpw doctor {run}` says \
                  what can be done"
+            ),
+            RunError::Name(path) => write!(
+                f,
+                "the path {} is not UTF-8, so that nothing could say where its runs are; rename the folder",
+                path.display()
             ),
             RunError::FileSystem { path, refused } => write!(
                 f,
@@ -429,6 +436,9 @@ impl RunDir {
         plan: &Plan,
         origin: &Origin<'_>,
     ) -> Result<RunDir, RunError> {
+        if let Some(path) = [project, runs].into_iter().find(|path| path.to_str().is_none()) {
+            return Err(RunError::Name(path.to_owned()));
+        }
         let all = make_runs_folder(project, runs)?;
         let dir = all.make_new_sub(name, 0o700).map_err(at(runs))?;
         let fill = || -> io::Result<LogId> {
