@@ -530,6 +530,8 @@ impl Model for Space {
             boot_id: "boot".into(),
             mono_ms: 0,
             cpw: String::new(),
+            prompt_sha256: None,
+            prompt_bytes: None,
             client: None,
         });
         state.apply(&Event::new(Draft::run(started), 1, String::new()));

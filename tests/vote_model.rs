@@ -398,6 +398,8 @@ fn run_started() -> RunStarted {
         boot_id: "boot".into(),
         mono_ms: 0,
         cpw: String::new(),
+        prompt_sha256: None,
+        prompt_bytes: None,
         client: None,
     }
 }

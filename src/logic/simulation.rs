@@ -100,6 +100,8 @@ pub(crate) fn run_started(plan: &Plan, boot_id: &str) -> Body {
         boot_id: boot_id.into(),
         mono_ms: 1000,
         cpw: "0".into(),
+        prompt_sha256: None,
+        prompt_bytes: None,
         client: None,
     })
 }

@@ -203,12 +203,19 @@ pub struct RunDir {
 pub struct Origin<'a> {
     /// The client's id of the prompt.
     pub prompt_id: Option<&'a str>,
-    /// The user's prompt, for the tasks that ask for it.
+    /// The user's prompt: kept for the tasks that ask for it, else only told by hash and length.
     pub prompt: Option<&'a str>,
     /// The client, where the run is not to outlive it.
     pub client: Option<Process>,
     /// The run that it continues.
     pub link: Option<Context>,
+}
+
+/// Whether a task of a plan asks for the file with the prompt, by its variable or its path. What nobody asks for is not
+/// kept.
+fn asks_for_prompt(plan: &Plan, bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    text.contains(env::PROMPT_FILE) || text.contains(&format!("{}/{PROMPT}", plan.run))
 }
 
 /// Where a project's runs are unless its config says otherwise.
@@ -446,11 +453,12 @@ impl RunDir {
             dir.create_sub(WORKERS, 0o700)?;
             dir.create_new(LEADER_LOCK, 0o600)?;
             dir.create_new(DELIVER_LOCK, 0o600)?;
-            if let Some(prompt) = origin.prompt {
+            let bytes = serde_json::to_vec_pretty(plan)?;
+            if let Some(prompt) = origin.prompt.filter(|_| asks_for_prompt(plan, &bytes)) {
                 dir.write_atomic(PROMPT, prompt.as_bytes(), 0o600, false)?;
             }
             // Otherwise the leader syncs it: a session waits for the hook that is here.
-            dir.write_atomic(PLAN, &serde_json::to_vec_pretty(plan)?, 0o400, plan.is_durable())?;
+            dir.write_atomic(PLAN, &bytes, 0o400, plan.is_durable())?;
             // Before anybody records which file the log is.
             Ok(LogId::of(&FileId::of(&dir.create_new(log::NAME, 0o600)?)?))
         };
@@ -530,6 +538,8 @@ impl RunDir {
             plan_sha256,
             session: plan.session.as_ref().map(ToString::to_string),
             prompt_id: origin.prompt_id.map(str::to_owned),
+            prompt_sha256: origin.prompt.map(|prompt| hex::sha256(prompt.as_bytes())),
+            prompt_bytes: origin.prompt.map(|prompt| prompt.len() as u64),
             rule: plan.rule.clone(),
             trace: parent.as_ref().map_or_else(uuid, |parent| parent.trace.clone()),
             span: Some(trace::span_of_run(plan.run.as_str())),

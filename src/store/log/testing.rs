@@ -335,6 +335,8 @@ pub(super) fn every_kind() -> Vec<Draft> {
         Draft::run(Body::Adopted(Adopted {
             session: "s-2".into(),
             from: "s-1".into(),
+            prompt_sha256: Some("ab".repeat(32)),
+            prompt_bytes: Some(12),
             client: Some(Process { pid: 4, start_time: 5, boot_id: "b".into() }),
         })),
         // The kinds of the project's log.
