@@ -449,17 +449,17 @@ enum Kind {
 }
 
 fn kind_of(name: &[u8]) -> Option<Kind> {
-    let ends = |end: &&str| {
+    let ends = |end: &str| {
         let end = end.as_bytes();
         name.len() >= end.len()
             && name[name.len() - end.len()..].iter().zip(end).all(|(a, b)| a == b || (*a == b'-' && *b == b'_'))
     };
-    if PASSWORDS.iter().any(|end| ends(&end)) {
+    if PASSWORDS.iter().any(|end| ends(end)) {
         Some(Kind::Password)
-    } else if KEYS.iter().any(|end| ends(&end)) {
+    } else if KEYS.iter().any(|end| ends(end)) {
         Some(Kind::Key)
     } else {
-        ends(&SIGNATURE).then_some(Kind::Signature)
+        ends(SIGNATURE).then_some(Kind::Signature)
     }
 }
 

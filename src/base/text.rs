@@ -3,6 +3,7 @@
 //!
 //! Emoji that are joined from several lose their joiners and variation selectors: they are shown one by one.
 
+use std::borrow::Cow;
 use std::iter::Peekable;
 use std::str::Chars;
 
@@ -127,6 +128,21 @@ pub fn for_terminal(s: &str) -> String {
     harmless(s).filter(|c| matches!(c, '\n' | '\t') || !c.is_control() && !is_unsafe(*c)).collect()
 }
 
+/// A whole screenful on its way to a terminal: of escape sequences only colours are left, and no unsafe character but line
+/// feed and tab. What was made of foreign text is harmless before; this is for what was forgotten.
+pub fn for_screen(s: &str) -> Cow<'_, str> {
+    let is_colour = |rest: &str| rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m');
+    let is_fine = |at: usize, c: char| match c {
+        '\n' | '\t' => true,
+        '\u{1b}' => s[at + 1..].strip_prefix('[').is_some_and(is_colour),
+        c => !is_unsafe(c),
+    };
+    if s.char_indices().all(|(at, c)| is_fine(at, c)) {
+        return Cow::Borrowed(s);
+    }
+    Cow::Owned(s.char_indices().filter(|(at, c)| is_fine(*at, *c)).map(|(_, c)| c).collect())
+}
+
 /// The longest excerpt of foreign text that a model is shown, in characters.
 const MAX_EXCERPT: usize = 300;
 
@@ -152,7 +168,7 @@ pub fn quoted_within(s: &str, max: usize) -> String {
 /// [`quoted_for_model`] does.
 pub fn name_for_model(s: &str, max: usize) -> String {
     let is_word =
-        !s.is_empty() && s.chars().count() <= max && s.chars().all(|c| c.is_alphanumeric() || "._-/+@,:".contains(c));
+        !s.is_empty() && s.chars().count() <= max && s.chars().all(|c| c.is_alphanumeric() || "._-/+@,".contains(c));
     if is_word { redact(s).into_owned() } else { quoted_within(s, max) }
 }
 
@@ -184,6 +200,14 @@ mod tests {
         assert_eq!(for_terminal("cut \x1b[31\nnext \x1b]8;;x\nlast\x1b"), "cut \nnext \nlast");
         assert_eq!(for_terminal("\u{9b}2Jred\u{9d}0;title\u{9c}rest\x1b]0;x\x1b[31mend"), "redrestend");
         assert_eq!(for_terminal("a\r\u{85}\u{2028}b\tc\u{a0}d"), "ab\tc\u{a0}d");
+    }
+
+    #[test]
+    fn s06_a_screen_keeps_its_colours_and_nothing_else() {
+        let own = "\u{1b}[1;32mdone\u{1b}[0m\t\u{e9}\n";
+        assert!(matches!(for_screen(own), Cow::Borrowed(text) if text == own));
+        assert_eq!(for_screen("a\u{1b}[2Jb\u{1b}]0;x\u{7}c\u{9b}d\u{202e}e\u{1b}"), "a[2Jb]0;xcde");
+        assert_eq!(for_screen("\u{1b}[1"), "[1");
     }
 
     #[test]

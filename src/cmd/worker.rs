@@ -2,7 +2,7 @@
 //! with its output on the terminal.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,6 +12,8 @@ use crate::actor::worker::Worker;
 use crate::actor::{crew, planner, starter};
 use crate::base::exit::{Exit, Wrong};
 use crate::base::ids::{SessionId, WorkerNo};
+use crate::base::redact::redact;
+use crate::base::text;
 use crate::base::trace;
 use crate::cmd::{above, find};
 use crate::logic::step::Duty;
@@ -108,7 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     tail.print();
     let state = &run.state.tasks[index];
     if let Some(line) = &state.line {
-        print::err(format_args!("cpw: {} {}: {}", id, state.phase.word(), crate::base::text::one_line(line, 300)));
+        print::err(format_args!("cpw: {} {}: {}", id, state.phase.word(), text::one_line(line, 300)));
     }
     if let Some(result) = &state.result {
         print::err(format_args!("cpw: result in {}/{}", run.folder.shown(), result.path));
@@ -206,9 +208,35 @@ fn slot_of(args: &Args, slot: &str) -> anyhow::Result<Exit> {
 
 /// From here on `tracing` writes to `file`, one JSON object a line.
 fn log_to(file: File) {
-    let subscriber = tracing_subscriber::fmt().json().with_writer(std::sync::Mutex::new(file)).finish();
+    let file = std::sync::Mutex::new(Redacted(file));
+    let subscriber = tracing_subscriber::fmt().json().with_writer(file).finish();
     // Only one worker runs in a process; a second subscriber would be a bug that costs only log lines.
     drop(tracing::subscriber::set_global_default(subscriber));
+}
+
+/// A log whose lines are written without secrets.
+struct Redacted(File);
+
+impl Write for Redacted {
+    /// Takes a whole line, as the subscriber writes it.
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        fn walk(value: &mut serde_json::Value) {
+            match value {
+                serde_json::Value::String(text) => *text = redact(text).into_owned(),
+                serde_json::Value::Array(all) => all.iter_mut().for_each(walk),
+                serde_json::Value::Object(all) => all.values_mut().for_each(walk),
+                _ => {}
+            }
+        }
+        let mut value: serde_json::Value = serde_json::from_slice(line)?;
+        walk(&mut value);
+        self.0.write_all(format!("{value}\n").as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// The output of an attempt as it grows, shown on the terminal.
@@ -232,7 +260,12 @@ impl Tail {
             let Some(file) = file else { continue };
             let mut bytes = Vec::new();
             if file.read_to_end(&mut bytes).is_ok_and(|n| n > 0) {
-                print::raw(&bytes);
+                if std::io::stdout().is_terminal() {
+                    // Without its escape sequences; colours in it are the task's own.
+                    print::raw(text::for_terminal(&String::from_utf8_lossy(&bytes)).as_bytes());
+                } else {
+                    print::raw(&bytes);
+                }
             }
         }
     }

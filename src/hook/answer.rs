@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
+use crate::base::redact::redact;
+use crate::base::text;
+
 /// The longest text for the model in one answer, in characters: the client replaces more than 10,000 by a preview.
 pub(super) const MAX_CONTEXT: usize = 4000;
 
@@ -20,21 +23,21 @@ impl Answer {
     /// Text for the model.
     pub(super) fn context(mut self, text: &str) -> Answer {
         if !text.is_empty() {
-            self.specific.insert("additionalContext".into(), cut(text).into());
+            self.specific.insert("additionalContext".into(), for_model(text).into());
         }
         self
     }
 
     /// One line for the user.
     pub(super) fn for_user(mut self, line: impl Into<String>) -> Answer {
-        self.for_user = Some(line.into());
+        self.for_user = Some(text::for_terminal(&redact(&line.into())));
         self
     }
 
     /// Refuses the tool call.
     pub(super) fn deny(mut self, reason: &str) -> Answer {
         self.specific.insert("permissionDecision".into(), "deny".into());
-        self.specific.insert("permissionDecisionReason".into(), cut(reason).into());
+        self.specific.insert("permissionDecisionReason".into(), for_model(reason).into());
         self
     }
 
@@ -72,7 +75,7 @@ impl Woken {
     /// Writes what the woken session reads, and then has it recorded.
     pub(super) fn by(text: &str, record: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Woken> {
         let mut stderr = std::io::stderr().lock();
-        stderr.write_all(format!("{}\n", cut(text)).as_bytes())?;
+        stderr.write_all(format!("{}\n", for_model(text)).as_bytes())?;
         stderr.flush()?;
         record()?;
         Ok(Woken(()))
@@ -85,10 +88,11 @@ impl Woken {
     }
 }
 
-/// Text within the bound; a cut is marked.
-fn cut(text: &str) -> String {
+/// Text within the bound; a cut is marked. Whatever its parts were made of, nothing in it hides or opens a tag.
+fn for_model(text: &str) -> String {
+    let text = text::for_model(text);
     if text.chars().count() <= MAX_CONTEXT {
-        return text.to_owned();
+        return text;
     }
     let mut out: String = text.chars().take(MAX_CONTEXT - 1).collect();
     out.push('…');

@@ -218,16 +218,50 @@ pub fn needs_of(view: &View, merge: &MergeState) -> Needs {
 /// What people call a task: its title or item, else its id. Foreign text, neutralised.
 pub(super) fn name_of(task: &TaskId, label: Option<&str>) -> String {
     // A file's name stands as it is; anything that could be a sentence is quoted, as a worker's words are.
-    let is_word = |l: &str| l.chars().count() <= 80 && l.chars().all(|c| c.is_alphanumeric() || "._-/+@,".contains(c));
-    label.map_or_else(
-        || task.to_string(),
-        |l| if is_word(l) { l.to_owned() } else { text::quoted_for_model(&text::one_line(l, 80)) },
-    )
+    label.map_or_else(|| task.to_string(), |label| text::name_for_model(label, 80))
+}
+
+/// How a reason begins whose beginning is cpw's own. What stands behind its colon, and any other reason, is what a program
+/// or the system said.
+const OWN_REASONS: [&str; 12] = [
+    "exit ",
+    "killed by ",
+    "the ",
+    "its ",
+    "it ",
+    "not ",
+    "what ",
+    "cannot ",
+    "a hook ",
+    "given up ",
+    "cancelled",
+    "Claude Code ",
+];
+
+/// Why a task has failed: cpw's words as they are, others' quoted, or left out where the session is to see none of them.
+pub(super) fn why(reason: &str, shown: WorkerText) -> String {
+    const MAX_WORDS: usize = 160;
+    let (own, said) = reason.split_once(": ").map_or((reason, None), |(own, said)| (own, Some(said)));
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || " ()_-/.,'".contains(c);
+    let is_own =
+        OWN_REASONS.iter().any(|begin| own.starts_with(begin)) && own.len() <= 120 && own.chars().all(is_plain);
+    match (is_own, said, shown) {
+        (true, Some(said), WorkerText::Line) => format!("{own}: {}", text::quoted_within(said, MAX_WORDS)),
+        (true, ..) => own.to_owned(),
+        (false, _, WorkerText::Line) => text::quoted_within(reason, MAX_WORDS),
+        (false, _, WorkerText::None) => String::new(),
+    }
+}
+
+/// ` (why)`, or nothing.
+pub(super) fn because(reason: &str, shown: WorkerText) -> String {
+    let why = why(reason, shown);
+    if why.is_empty() { why } else { format!(" ({why})") }
 }
 
 /// Where a result is. The end of the path is the task's own word.
 pub(super) fn place(shown: &str, result: &str) -> String {
-    format!("{shown}/{}", text::one_line(&result.replace(['<', '>'], " "), 400))
+    format!("{shown}/{}", text::for_model(&text::one_line(result, 400)))
 }
 
 pub(super) fn who(worker: Option<WorkerNo>) -> String {
@@ -365,9 +399,10 @@ fn news_line(news: &News, view: &View, shown: &str) -> String {
                 parts.push(format!("{n} {word}"));
             }
         }
-        let rule = view.rule.as_deref().map_or_else(String::new, |r| format!(" of rule {}", text::one_line(r, 60)));
+        let rule =
+            view.rule.as_deref().map_or_else(String::new, |r| format!(" of rule {}", text::name_for_model(r, 60)));
         let reason = news.line.as_deref().filter(|_| counts.done < counts.total);
-        let reason = reason.map_or_else(String::new, |r| format!(" ({})", text::one_line(r, 120)));
+        let reason = reason.map_or_else(String::new, |r| format!(" ({})", text::for_model(&text::one_line(r, 120))));
         return format!("All workers{rule} are finished: {}{reason}.", parts.join(", "));
     };
     let name = name_of(task, news.label.as_deref());
@@ -389,13 +424,10 @@ fn news_line(news: &News, view: &View, shown: &str) -> String {
     };
     if let Some(line) = &news.line {
         match (news.what, view.conductor.worker_text) {
-            // Reasons of failures are cpw's own words, summaries are the worker's.
             (Happened::Done | Happened::Reached, WorkerText::Line) => {
                 let _ = write!(out, ": {}", text::quoted_for_model(line));
             }
-            (Happened::Failed, _) => {
-                let _ = write!(out, " ({})", text::one_line(&line.replace(['<', '>'], " "), 160));
-            }
+            (Happened::Failed, shown) => out.push_str(&because(line, shown)),
             _ => {}
         }
     }
@@ -518,7 +550,7 @@ fn hand_offs(view: &View) -> Option<String> {
 
 /// Why a call on a claimed file is refused: who has it and how far it is.
 pub fn claim_refusal(task: &TaskId, brief: &Brief, path: &str, now_ms: u64) -> String {
-    let path = text::one_line(&path.replace(['<', '>'], " "), 200);
+    let path = text::name_for_model(path, 200);
     let mut out = match (brief.phase, brief.worker) {
         (Phase::Running, Some(w)) => {
             let since = human(Duration::from_millis(now_ms.saturating_sub(brief.since_ms)));
@@ -544,7 +576,7 @@ pub fn claim_refusal(task: &TaskId, brief: &Brief, path: &str, now_ms: u64) -> S
 
 /// How a text speaks of the file that a call is about: a command may name several.
 fn this_file(path: Option<&str>) -> String {
-    path.map_or_else(|| "this file".into(), |path| text::one_line(&path.replace(['<', '>'], " "), 200))
+    path.map_or_else(|| "this file".into(), |path| text::name_for_model(path, 200))
 }
 
 /// What accompanies a call on a claimed file that goes through: `path` is said where the call names several files; `reads`,
@@ -621,7 +653,7 @@ fn holder_name(holder: &Holder, view: &View) -> String {
     match (&holder.session, &holder.label) {
         (Some(_), _) => "a call of another session".into(),
         (None, Some(label)) => {
-            let label = text::quoted_for_model(&text::one_line(label, 80));
+            let label = text::quoted_within(label, 80);
             format!("the command {label} (process {})", holder.process.pid)
         }
         (None, None) => format!("process {}", holder.process.pid),
@@ -647,7 +679,7 @@ fn in_its_way(in_the_way: &InTheWay<'_>, view: &View, now_ms: u64) -> String {
     if more > 0 {
         let _ = write!(out, "; and {more} more");
     }
-    if out.is_empty() { "what this call uses was not to be had".into() } else { out.replace(['<', '>'], " ") }
+    if out.is_empty() { "what this call uses was not to be had".into() } else { out }
 }
 
 /// Why a call that uses a resource is refused: who holds it.
@@ -657,7 +689,7 @@ pub fn lease_refusal(in_the_way: &InTheWay<'_>, view: &View, now_ms: u64) -> Str
 
 /// Why a call that uses a resource is refused that it would wait for for ever.
 pub fn lease_circle(why: &str) -> String {
-    format!("This call uses a resource that it {}.", text::one_line(&why.replace(['<', '>'], " "), 400))
+    format!("This call uses a resource that it {}.", text::for_model(&text::one_line(why, 400)))
 }
 
 /// What accompanies a call that uses a resource which somebody else holds, when it goes through all the same.
@@ -723,7 +755,7 @@ pub fn merge_failed(view: &View, merge: &MergeState, shown: &str, why: &Unmerged
         Unmerged::NeedFailed => "Not every result that belongs into this call exists:".to_owned(),
         Unmerged::NotText(field) => format!(
             "Results belong into this call's {}, but it holds no text that they could be put into. They are:",
-            text::one_line(&field.replace(['<', '>'], " "), 80)
+            text::name_for_model(field, 80)
         ),
         Unmerged::Unreadable(task) => {
             format!("Results belong into this call, but that of {task} cannot be put in as text. They are:")
@@ -851,7 +883,23 @@ mod tests {
         assert!(!told.contains(['\n', '<', '>']), "{told}");
         let many: Vec<leases::Lease> = (0..9).map(|i| lease(i, &[&"x".repeat(128)], holder(), None)).collect();
         assert!(said(&many).contains("; and 6 more.") && said(&many).len() < 1000, "{}", said(&many));
-        assert!(lease_circle("would wait for ever: a <b>").ends_with("that it would wait for ever: a b."));
+        assert!(lease_circle("would wait for ever: a <b>").ends_with("that it would wait for ever: a ‹b›."));
+    }
+
+    #[test]
+    fn s06_why_a_task_failed_is_told_in_cpw_words_and_the_rest_is_quoted() {
+        let line = |reason: &str| why(reason, WorkerText::Line);
+        assert_eq!(line("exit 3: Ignore <all>, \"now\""), "exit 3: \"Ignore ‹all›, 'now'\"");
+        assert_eq!(line("its time limit was over"), "its time limit was over");
+        assert_eq!(line("the client failed: exit 1: bad"), "the client failed: \"exit 1: bad\"");
+        assert_eq!(line("Ignore all: done"), "\"Ignore all: done\"");
+        assert_eq!(line("the user says \"stop\""), "\"the user says 'stop'\"");
+        assert_eq!(line(&"x".repeat(900)).chars().count(), 162);
+        for reason in ["exit 3", "killed by signal 9", "the worker died", "cancelled", "given up by its worker"] {
+            assert_eq!((line(reason).as_str(), why(reason, WorkerText::None).as_str()), (reason, reason));
+        }
+        assert_eq!(because("exit 3: Ignore all", WorkerText::None), " (exit 3)");
+        assert_eq!(because("program: no such file", WorkerText::None), "");
     }
 
     /// The view of a run of these tasks, of which all have begun.

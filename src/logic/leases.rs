@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::{RunId, TaskId};
-use crate::base::text::one_line;
+use crate::base::text::{name_for_model, one_line, quoted_within};
 use crate::model::event::{Acquire, Body, Event, Holder, Process, Queued, Release, Renew};
 use crate::model::resource::Resource;
 
@@ -479,15 +479,20 @@ fn in_words(me: &str, found: &[(&Holder, &Lease, Option<usize>)], last: usize) -
         if i == 0 {
             let _ = write!(said, " and waits for {}", list(&lease.resources));
         } else {
-            let _ = write!(said, ", which {} holds, who waits for {}", name(who), list(&lease.resources));
+            // The model reads it, too.
+            let named = match (&who.task, &who.session, &who.label) {
+                (None, None, Some(label)) => format!("{} (process {})", quoted_within(label, 80), who.process.pid),
+                _ => name(who),
+            };
+            let _ = write!(said, ", which {named} holds, who waits for {}", list(&lease.resources));
         }
     }
     said
 }
 
-/// Resources for a text.
+/// Resources for a text, for people and for the model.
 pub fn list(resources: &[Resource]) -> String {
-    let shown: Vec<String> = resources.iter().take(MAX_NAMED).map(|r| one_line(&r.to_string(), 120)).collect();
+    let shown: Vec<String> = resources.iter().take(MAX_NAMED).map(|r| name_for_model(&r.to_string(), 120)).collect();
     let more = resources.len().saturating_sub(MAX_NAMED);
     if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
 }

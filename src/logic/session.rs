@@ -71,7 +71,7 @@ pub fn next(seen: &Seen) -> Next {
 fn run_in_words(view: &View) -> String {
     let mut out = format!("run {}", view.run);
     if let Some(rule) = &view.rule {
-        let _ = write!(out, " of rule {}", text::one_line(rule, 60));
+        let _ = write!(out, " of rule {}", text::name_for_model(rule, 60));
     }
     let counts = view.counts;
     let _ = write!(out, ", {} of {} tasks done", counts.done, counts.total);

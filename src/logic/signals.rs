@@ -343,13 +343,14 @@ pub fn line(s: &Signal, view: &View, shown: &str) -> String {
     if s.topic.is_some() {
         return reason.to_owned();
     }
-    let reason = text::one_line(&reason.replace(['<', '>'], " "), 200);
     match s.critical {
-        Some(Phase::Skipped) if TaskId::new(&reason).is_ok() => {
+        Some(Phase::Skipped) if TaskId::new(reason).is_ok() => {
             format!("CRITICAL: {} blocked: {reason} failed.", name(s))
         }
-        Some(Phase::Skipped) => format!("CRITICAL: {} blocked: {reason}.", name(s)),
-        Some(_) => format!("CRITICAL: {} failed ({reason}).", name(s)),
+        Some(Phase::Skipped) => {
+            format!("CRITICAL: {} blocked: {}.", name(s), text::for_model(&text::one_line(reason, 200)))
+        }
+        Some(_) => format!("CRITICAL: {} failed{}.", name(s), conductor::because(reason, view.conductor.worker_text)),
         None => format!("{} (task {}) says: {}", conductor::who(s.worker), s.task, words(s, view, shown)),
     }
 }

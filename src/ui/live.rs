@@ -24,7 +24,7 @@ impl Live {
     /// beginning of the old block after the window became narrower.
     pub fn show(&mut self, above: &[String], block: &[String], width: usize) {
         let frame = self.frame(above, block, width);
-        print::raw(frame.as_bytes());
+        print::frame(frame.as_bytes());
     }
 
     fn frame(&mut self, above: &[String], block: &[String], width: usize) -> String {

@@ -1,8 +1,11 @@
 //! Text to stdout and stderr, without panicking when nobody reads it.
 
+use std::borrow::Cow;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::base::text::for_screen;
 
 /// Whether something could not be written for another reason than a reader that has gone.
 static LOST: AtomicBool = AtomicBool::new(false);
@@ -23,21 +26,40 @@ fn note(result: &std::io::Result<()>) -> bool {
 /// The error of a stdout that was closed before we began: nobody wants to read.
 const EBADF: i32 = 9;
 
-/// Writes one line to stdout. See [`lost`] for what cannot be written.
+/// Writes one line to stdout; a terminal gets nothing of it that could move its cursor or turn text round. See [`lost`] for
+/// what cannot be written.
 pub fn out(line: impl Display) {
     let mut stdout = std::io::stdout().lock();
+    let line = shown(&line, stdout.is_terminal());
     note(&writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
 }
 
-/// Writes bytes to stdout as they are, without a line feed. Returns whether they could be written: whoever follows
-/// something ends when its reader has gone.
+fn shown(line: &impl Display, terminal: bool) -> String {
+    let line = line.to_string();
+    match for_screen(&line) {
+        Cow::Owned(harmless) if terminal => harmless,
+        _ => line,
+    }
+}
+
+/// Writes bytes to stdout without a line feed: as they are, but to a terminal as [`out`] does. Returns whether they could be
+/// written: whoever follows something ends when its reader has gone.
 pub fn raw(bytes: &[u8]) -> bool {
+    if !std::io::stdout().is_terminal() {
+        return frame(bytes);
+    }
+    frame(for_screen(&String::from_utf8_lossy(bytes)).as_bytes())
+}
+
+/// Writes a picture that cpw has drawn to stdout, with what moves the cursor in it.
+pub fn frame(bytes: &[u8]) -> bool {
     let mut stdout = std::io::stdout().lock();
     note(&stdout.write_all(bytes).and_then(|()| stdout.flush()))
 }
 
-/// Writes one line to stderr.
+/// Writes one line to stderr, as [`out`] does.
 pub fn err(line: impl Display) {
     let mut stderr = std::io::stderr().lock();
+    let line = shown(&line, stderr.is_terminal());
     drop(writeln!(stderr, "{line}"));
 }
