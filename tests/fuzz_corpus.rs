@@ -66,4 +66,9 @@ mod tests {
     fn settings_files() {
         replay("settings", checks::settings::check);
     }
+
+    #[test]
+    fn s06_texts_of_others() {
+        replay("text", checks::text::check);
+    }
 }

@@ -7,3 +7,4 @@ pub mod line;
 pub mod plan;
 pub mod prompt;
 pub mod settings;
+pub mod text;
