@@ -1,7 +1,7 @@
 //! The command line as people meet it: every command explains itself with examples that are right, the pages of `cpw help`,
 //! manual pages and completions work in the programs that they are for, and docs/cli.md has all of the help.
 //!
-//! `CPW_BLESS=1 cargo test --test cli` writes docs/cli.md anew.
+//! `CPW_BLESS=1 cargo test --locked --test cli` writes docs/cli.md anew.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
@@ -214,7 +214,7 @@ fn reference() -> String {
     let mut definition = cpw::cli::definition().term_width(WIDTH);
     definition.build();
     let mut page = "# Command line\n\nWhat `cpw --help` and `cpw COMMAND --help` say. This page is written by a test \
-                    (`CPW_BLESS=1 cargo test --test cli`).\nThe hooks that Claude Code calls are in [hooks.md](hooks.md).\n"
+                    (`CPW_BLESS=1 cargo test --locked --test cli`).\nThe hooks that Claude Code calls are in [hooks.md](hooks.md).\n"
         .to_owned();
     let mut add = |path: &str, help: String| {
         let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();

@@ -2,7 +2,8 @@
 //! run here in a scene of its own, and the block is what it said and its exit code. What differs from run to run (folders,
 //! run ids, times, processes) is replaced by a fixed value.
 //!
-//! `CPW_BLESS=1 cargo test --test errors` writes the blocks anew; a new block only needs its first line, and a scene here.
+//! `CPW_BLESS=1 cargo test --locked --test errors` writes the blocks anew; a new block only needs its first line, and a
+//! scene here.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]

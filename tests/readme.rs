@@ -20,7 +20,7 @@ use support::world::{World, program};
 /// runs this test. Every argument is looked at, so that another command in README fails.
 const CARGO: &str = r#"
 case "$*" in
-"run --release -- "*) shift 3; exec cpw "$@" ;;
+"run --locked --release -- "*) shift 4; exec cpw "$@" ;;
 "install --path . --locked") test -f Cargo.lock && test -x "$BUILT" ;;
 *) echo "cargo $* is not known to the test of README" >&2; exit 1 ;;
 esac
