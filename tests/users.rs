@@ -2,7 +2,7 @@
 //! and root by sudo leaves nothing in a user's project. Only root can become two users; elsewhere this is skipped, and said.
 
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 #[path = "support/hostile.rs"]
 #[expect(dead_code, reason = "serves several test crates")]
@@ -30,7 +30,7 @@ use scratch::{Call, Done, SESSION, Scratch, program};
 use skip::skip;
 
 /// Longest wait for one call.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Two users who are nobody else.
 const A: u32 = 61_201;
