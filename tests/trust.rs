@@ -19,6 +19,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hostile::{Canary, picture, tried};
@@ -551,6 +552,15 @@ fn s07_other_bytes_than_the_approved_start_nothing_and_are_said_once() {
     tried("configs beside the approved one", count, 20);
 }
 
+/// Ends a thread, also where its test has failed: else nobody would hear of that.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn s07_a_file_that_is_swapped_all_the_time_runs_only_what_was_approved() {
     let scene = Scene::new();
@@ -559,11 +569,13 @@ fn s07_a_file_that_is_swapped_all_the_time_runs_only_what_was_approved() {
     let evil = good.replace("never said", ".").replace("true", &scene.touch());
     let path = scene.world.write(".claude/cpw.json", &good);
     assert!(scene.world.cpw(&["allow", "--yes"]).output().unwrap().status.success());
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
+    let mut readings = 0;
     let swaps = std::thread::scope(|threads| {
+        let over = Over(&stop);
         let swapper = threads.spawn(|| {
             let mut swaps = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 for text in [&evil, &good] {
                     let new = path.with_extension("new");
                     fs::write(&new, text).unwrap();
@@ -589,6 +601,7 @@ fn s07_a_file_that_is_swapped_all_the_time_runs_only_what_was_approved() {
                 .unwrap();
             let out = scene.world.cpw(&["run", "--prompt", "analyze"]).output().unwrap();
             assert_eq!(out.status.code(), Some(3), "{out:?}");
+            readings += 2;
         }
         // What `allow` shows is what it approves. `deny` first, so that there is something to approve.
         for _ in 0..30 {
@@ -598,12 +611,14 @@ fn s07_a_file_that_is_swapped_all_the_time_runs_only_what_was_approved() {
             assert!(out.status.success(), "{out:?}");
             assert_eq!(record()["approved"]["config"].as_str().unwrap() == evil, shown, "{out:?}");
             assert!(scene.world.cpw(&["deny"]).output().unwrap().status.success());
+            readings += 1;
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(over);
         swapper.join().unwrap()
     });
     scene.canary.is_silent();
-    tried("swaps of the config below its readers", swaps, 100);
+    assert!(swaps > readings, "it was swapped {swaps} times");
+    tried("readings of a config that is swapped all the time", readings, 90);
 }
 
 #[test]

@@ -26,7 +26,8 @@ const CHUNK: usize = 64 * 1024;
     cpw result fix --apply             put it into them\n\n\
     Inside a task it means the task's own run. To a pipe go the bytes as they are; to a terminal without what could move \
     its cursor.\n\
-    --apply merges with what has changed since, and leaves git's index alone: nothing is staged or committed.\n\
+    --apply merges with what has changed since, and leaves git's index alone: nothing is staged or committed. \
+    Inside Claude Code only --check works: of what changes files there your permission rules decide.\n\
     Exit code: 0 · 1 the task has no result (yet), or its change does not fit; then nothing is changed")]
 pub struct Args {
     /// The task: its id or a unique beginning of it

@@ -35,7 +35,8 @@ const TAIL: Duration = Duration::from_millis(100);
 #[command(after_help = "Examples:\n  \
     cpw worker --task analyze-api             one task of the newest run here, its output on the terminal\n  \
     cpw worker --task build --plan plan.json  the same, of a plan file, without what it needs\n  \
-    cpw worker --run 20261121-10              help with a run until nothing is left to do")]
+    cpw worker --run 20261121-10              help with a run until nothing is left to do\n\n\
+    It refuses to work inside Claude Code, and on a run that your cpw has not made.")]
 pub struct Args {
     /// The task to run once, in the foreground
     #[arg(long)]
