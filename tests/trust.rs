@@ -70,8 +70,9 @@ impl Scene {
         let rules = json!({"version": 1, "rules": [{"name": "go", "when": {"prompt": "analyze"},
             "tasks": [{"id": "t", "run": ["true"]}]}]});
         fs::write(own.join(".claude/cpw.json"), rules.to_string()).unwrap();
-        let plan = json!({"version": 1, "tasks": [{"id": "a", "shell": HARMLESS, "claims": ["a.py"], "critical": true},
-            {"id": "b", "needs": ["a"], "shell": "echo fine"}]});
+        let plan = json!({"version": 1, "limits": {"max_workers": 1}, "tasks": [
+            {"id": "a", "shell": HARMLESS, "claims": ["a.py"], "critical": true},
+            {"id": "b", "needs": ["a"], "shell": "echo fine"}, {"id": "c", "shell": HARMLESS}]});
         fs::write(own.join("plan.json"), plan.to_string()).unwrap();
         for args in [&["allow", "--yes"][..], &["run", "plan.json"]] {
             let out = world.cpw(args).current_dir(&own).output().unwrap();
@@ -114,7 +115,7 @@ impl Scene {
     }
 
     /// A run at `to` that fires the canary if anybody works on it: the plan is changed, and the log tells the plan's new
-    /// hash. It is open and of [`SESSION`], unless `ended`; then everything of it is to be done again.
+    /// hash. It is open and of [`SESSION`], with a task that is ready, unless `ended`; then everything of it is to be done again.
     fn forge(&self, to: &Path, ended: bool) {
         self.copy(to);
         let id = to.file_name().unwrap().to_str().unwrap();
@@ -127,7 +128,7 @@ impl Scene {
         events[0]["payload"]["plan_sha256"] = hash.into();
         events[0]["payload"]["session"] = SESSION.into();
         let more = |t: &str, payload: Value| json!({"t": t, "seq": 0, "ts": "2026-01-02T03:04:05.678901Z", "worker": "W1", "task": "a", "attempt": 1, "payload": payload});
-        for (id, hook) in [("s1", "stop"), ("s2", "pre-tool-use"), ("s3", "post-tool-use")] {
+        for (id, hook) in [(5, "stop"), (6, "pre-tool-use"), (7, "post-tool-use")] {
             events
                 .push(more("signal", json!({"id": id, "hook": hook, "exit": 2, "message": INJECTED, "sticky": true})));
         }
@@ -451,6 +452,11 @@ fn s06_in_a_hostile_repository_nothing_runs_and_nothing_is_told() {
         let scene = Scene::new();
         scene.world.write("a.py", "x\n");
         build(&scene);
+        if what.contains("forged") || what.contains("failed") {
+            // As good as a real one: what is damaged would be left alone by everybody.
+            let status = text(&scene.command(&["status"]).output().unwrap());
+            assert!(status.contains("20") && !status.contains("damaged"), "{what}: {status}");
+        }
         let before = scene.pictures();
         let done =
             scene.session("p1").and_then(|n| Ok(n + scene.commands()?)).and_then(|n| Ok(n + scene.session("p2")?));
