@@ -63,6 +63,11 @@ mod tests {
     }
 
     #[test]
+    fn templates_and_their_values() {
+        replay("template", checks::template::check);
+    }
+
+    #[test]
     fn settings_files() {
         replay("settings", checks::settings::check);
     }

@@ -7,4 +7,5 @@ pub mod line;
 pub mod plan;
 pub mod prompt;
 pub mod settings;
+pub mod template;
 pub mod text;
