@@ -84,8 +84,7 @@ mod tests {
     /// A stage whose run has begun.
     fn begun() -> World {
         let world = stage();
-        let said = say(&world, "user-prompt-submit", &json!({"prompt": "hold", "prompt_id": "p0"}));
-        assert!(said.to_string().contains("has started 2 tasks"), "{said}");
+        hold(&world);
         wait_for(HANGS, || (count(&world, "spawned") == 2).then_some(())).expect("both tasks run");
         world
     }
@@ -173,16 +172,42 @@ mod tests {
         answer(hook(world, name, Some(stdin)), event, &more.to_string())
     }
 
+    /// Asks again until a hook says what it should: on a busy machine its second may be over before it has. `ask` is given
+    /// the number of the try.
+    fn insist(what: &str, mut ask: impl FnMut(usize) -> Value, is_it: impl Fn(&str) -> bool) {
+        let mut said = Value::Null;
+        for i in 0..30 {
+            said = ask(i);
+            if is_it(&said.to_string()) {
+                return;
+            }
+        }
+        panic!("{what}: {said}");
+    }
+
+    /// Starts the run that most tests are about.
+    fn hold(world: &World) {
+        let ask = |i| say(world, "user-prompt-submit", &json!({"prompt": "hold", "prompt_id": format!("p0-{i}")}));
+        insist("a run", ask, |_| count(world, "run_started") == 1);
+    }
+
+    /// A call on a claimed file, of its own each time, because equal refusals come to an end.
+    fn is_refused(world: &World, id: &str) {
+        let ask = |i| {
+            let claimed = json!({"file_path": world.project().join(format!("src/{id}-{i}.py"))});
+            say(world, "pre-tool-use", &json!({"tool_input": claimed, "prompt_id": format!("{id}-{i}")}))
+        };
+        insist(id, ask, |said| said.contains("\"permissionDecision\":\"deny\""));
+    }
+
     /// The session goes on: its tools are answered as before, and its prompts start what they should.
     fn goes_on(world: &World, id: &str) {
-        // Of its own each time: equal refusals come to an end.
-        let claimed = json!({"file_path": world.project().join(format!("src/{id}.py"))});
-        let refused = say(world, "pre-tool-use", &json!({"tool_input": claimed, "prompt_id": id}));
-        assert_eq!(refused["hookSpecificOutput"]["permissionDecision"], "deny", "{id}: {refused}");
+        is_refused(world, id);
         let passed = say(world, "pre-tool-use", &json!({"tool_input": {"file_path": "/nowhere/x"}, "tool_use_id": id}));
         assert_eq!(passed, Value::Null, "{id}");
-        let started = say(world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": id}));
-        assert!(started.to_string().contains("has started 1 task "), "{id}: {started}");
+        let before = count(world, "run_started");
+        let ask = |i| say(world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": format!("{id}-{i}")}));
+        insist(id, ask, |said| said.contains("has started 1 task ") || count(world, "run_started") > before);
     }
 
     /// The bytes of a payload in which `text`, as it is in JSON, stands for the value of a field.
@@ -492,12 +517,12 @@ mod tests {
         let foreign = flood(&runs, &|i| format!("99991231-235959000000-{i:020}"), 200);
         goes_on(&world, "with-foreign-runs");
         let more = flood(&runs, &|i| format!("junk-{i}"), 10_001);
-        let said = say(&world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": "too-many"}));
-        let told = said["systemMessage"].as_str().unwrap_or_default();
-        assert!(told.contains("nothing was started") && told.contains("more than 10000 entries"), "{said}");
-        let claimed = json!({"file_path": world.project().join("src/with-all-of-it.py")});
-        let refused = say(&world, "pre-tool-use", &json!({"tool_input": claimed, "prompt_id": "with-all-of-it"}));
-        assert_eq!(refused["hookSpecificOutput"]["permissionDecision"], "deny", "{refused}");
+        let ask =
+            |i| say(&world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": format!("too-many-{i}")}));
+        insist("too many", ask, |said| {
+            said.contains("nothing was started") && said.contains("more than 10000 entries")
+        });
+        is_refused(&world, "with-all-of-it");
         let commands = world.cpw(&["status"]).output().expect("cpw runs");
         assert!(commands.status.success(), "{}", String::from_utf8_lossy(&commands.stderr));
         foreign.iter().chain(&more).for_each(|path| fs::remove_file(path).expect("ours"));
@@ -513,16 +538,16 @@ mod tests {
         config["limits"] = json!({"max_runs": 1});
         world.write(".claude/cpw.json", &config.to_string());
         allow(&world);
-        let first = say(&world, "user-prompt-submit", &json!({"prompt": "hold", "prompt_id": "p0"}));
-        assert!(first.to_string().contains("has started"), "{first}");
+        hold(&world);
         // Folders of runs with newer names, whose logs are without end.
         for i in 0..140 {
             let folder = world.project().join(format!(".claude/runs/99991231-235959000000-{i:020}"));
             fs::create_dir(&folder).expect("a folder");
             File::create(folder.join("events.jsonl")).and_then(|f| f.set_len(1 << 30)).expect("a sparse file");
         }
-        let second = say(&world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": "p1"}));
-        assert!(second.to_string().contains("the limit of max_runs"), "{second}");
+        let ask = |i| say(&world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": format!("p1-{i}")}));
+        insist("no further run", ask, |said| said.contains("the limit of max_runs"));
+        assert_eq!(count(&world, "run_started"), 1);
         let mut begin = hook(
             &world,
             "session-start",
@@ -545,10 +570,10 @@ mod tests {
         fs::write(&record, &text).expect("ours");
         for i in 0..3 {
             goes_on(&world, &format!("then-{i}"));
-            wait_for(HANGS, || (count(&world, "run_ended") == i + 1).then_some(())).expect("it ends");
+            wait_for(HANGS, || (count(&world, "run_ended") > i).then_some(())).expect("it ends");
         }
         assert!(fs::metadata(&record).expect("the record").len() < 100_000);
-        let again = say(&world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": "then-2"}));
+        let again = say(&world, "user-prompt-submit", &json!({"prompt": "quick", "prompt_id": "then-2-0"}));
         assert!(!again.to_string().contains("has started"), "a prompt counts once: {again}");
         // What has no room is not put there, and takes nothing else away.
         for i in 0..20 {
@@ -605,7 +630,7 @@ mod tests {
     #[test]
     fn s23_what_a_task_says_in_a_loop_or_all_at_once_fills_no_log() {
         let world = World::new();
-        let say = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); WHAT & done; wait; touch \"$HOME/said-$CPW_TASK\"";
+        let say = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); WHAT & done; wait; touch \"$HOME/said-$CPW_TASK\"";
         let cpw = program().display();
         let signal =
             say.replace("WHAT", &format!("{cpw} signal --hook post-tool-use --exit 0 --message m$i >/dev/null 2>&1"));
@@ -621,7 +646,7 @@ mod tests {
                 .filter(|e| e["t"] == kind && e["task"] == task)
                 .map(|e| e["ts"].as_str().expect("a time").parse().expect("RFC 3339"))
                 .collect();
-            assert_eq!(times.len(), 40, "what is new is not left out");
+            assert_eq!(times.len(), 60, "what is new is not left out");
             // Any second lies in two of those that are counted.
             let second = chrono::TimeDelta::seconds(1);
             let most = times.iter().map(|t| times.iter().filter(|o| *o >= t && **o - *t < second).count()).max();

@@ -27,7 +27,6 @@ mod support;
 mod tests {
     use std::fs;
     use std::path::Path;
-    use std::process::Stdio;
 
     use serde_json::{Value, json};
 
@@ -99,7 +98,14 @@ mod tests {
             let name = run.file_name().into_string().expect("a name");
             world.cpw(&["cancel", "--run", &name]).output().expect("cpw runs");
         }
-        wait_for(LIMIT, || (count(world, "run_ended") == 2).then_some(())).expect("both runs end");
+        let over = || count(world, "run_ended") == count(world, "run_started");
+        wait_for(LIMIT, || over().then_some(())).expect("all runs end");
+    }
+
+    /// Prompts until there is a run: on a busy machine the second that a hook has may be over before it has made one.
+    fn start(world: &World) {
+        let made = || events(world).iter().any(|e| e["t"] == "run_started" && e["payload"]["rule"] == "go");
+        assert!((0..30).any(|i| !prompt(world, &format!("p{i}")).is_empty() || made()), "nothing was started");
     }
 
     /// A session prompts, in front of the hook of another program.
@@ -149,7 +155,7 @@ mod tests {
             format!("{clean} CLAUDE_CODE_SESSION_ID={SESSION} CLAUDE_PROJECT_DIR={}", world.project().display());
         let script = disguise.replace("CLEAN", &clean).replace("CALL", &calls);
         fs::write(world.home().join("task.sh"), script).expect("the task");
-        assert!(prompt(&world, "p1").contains("has started"));
+        start(&world);
         let text = wait_for(LIMIT, || fs::read_to_string(&said).ok()).expect("the task calls the hooks");
         (world, text)
     }
@@ -160,7 +166,8 @@ mod tests {
             let (world, said) = hooks_below(disguise);
             assert_eq!(said, "", "{what}");
             end(&world);
-            assert_eq!(count(&world, "run_started"), 2, "{what}: something was started");
+            let inner = |e: &Value| e["t"] == "run_started" && e["payload"]["prompt_id"] == "inner";
+            assert!(!events(&world).iter().any(inner), "{what}: something was started");
             let record =
                 fs::read_to_string(world.state().join("sessions").join(SESSION)).expect("the session's record");
             assert!(!record.contains("\"inner\"") && !record.contains("\"over\""), "{what}: {record}");
@@ -181,14 +188,16 @@ mod tests {
         // What the test above relies on: outside of a task, these payloads make hooks speak.
         let claiming = json!([{"id": "t", "shell": "exec sleep 600", "claims": ["a.txt"]}]);
         let world = stage(&claiming);
-        assert!(prompt(&world, "p1").contains("has started"));
-        let mut hook = world.cpw(&["pre-tool-use"]);
-        hook.env("CLAUDE_CODE_SESSION_ID", SESSION).env("CLAUDE_PROJECT_DIR", world.project());
-        let file = world.path("outer.json");
+        start(&world);
+        let file = world.path("call.json");
         fs::write(&file, payload(&world, "PreToolUse")).expect("a payload");
-        let out =
-            hook.stdin(fs::File::open(&file).expect("the payload")).stderr(Stdio::null()).output().expect("cpw runs");
-        assert!(String::from_utf8_lossy(&out.stdout).contains("deny"), "{out:?}");
+        let call = || {
+            let mut hook = world.cpw(&["pre-tool-use"]);
+            hook.env("CLAUDE_CODE_SESSION_ID", SESSION).env("CLAUDE_PROJECT_DIR", world.project());
+            let out = hook.stdin(fs::File::open(&file).expect("the payload")).output().expect("cpw runs");
+            String::from_utf8_lossy(&out.stdout).contains("deny")
+        };
+        assert!((0..30).any(|_| call()), "it says nothing");
         end(&world);
     }
 
