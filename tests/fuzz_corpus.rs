@@ -53,6 +53,11 @@ mod tests {
     }
 
     #[test]
+    fn configs_and_prompts() {
+        replay("config", checks::config::check);
+    }
+
+    #[test]
     fn payloads_of_hooks() {
         replay("input", checks::input::check);
     }

@@ -8,8 +8,8 @@ use cpw::model::check::{Defaults, Machine, plan_from_person, to_bytes};
 use cpw::model::config::{self, Config, Settings};
 use cpw::model::describe;
 use cpw::model::expand::{Match, expand};
-use cpw::model::json::{self, Problem};
-use cpw::model::plan::Plan;
+use cpw::model::json::{self, MAX_BYTES, Problem};
+use cpw::model::plan::{MAX_TASKS, Plan};
 use cpw::model::words::Words;
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ pub fn check(bytes: &[u8]) {
     }
 }
 
-fn are_told(problems: &[Problem]) {
+pub(super) fn are_told(problems: &[Problem]) {
     assert!(!problems.is_empty(), "refused without a reason");
     for problem in problems {
         // Of JSON that cannot be read, a line; of a value, its path.
@@ -80,14 +80,17 @@ fn project(bytes: &[u8]) {
     let written = value.to_string();
     let again = config::check(written.as_bytes());
     assert_eq!(again.as_ref(), Ok(&config));
-    start(&config);
+    start(&config, PROMPT);
 }
 
-/// What the rules make of a prompt.
-fn start(config: &Config) {
-    const PROMPT: &str = "Analyze a.py, b/c.py and -d.py, then \"run\" {{item}} of x, y and z";
-    let words = Words::read(PROMPT);
-    let files = vec!["a.py".to_owned(), "b/c.py".to_owned(), "-d.py".to_owned()];
+/// A prompt that most rules can do something with.
+pub(super) const PROMPT: &str = "Analyze a.py, b/c.py and -d.py, then \"run\" {{item}} of x, y and z";
+
+/// What the rules make of a prompt, if it names these files beside its own.
+pub(super) fn start(config: &Config, prompt: &str) {
+    let words = Words::read(prompt);
+    let mut files = vec!["a.py".to_owned(), "b/c.py".to_owned(), "-d.py".to_owned()];
+    files.extend(words.mentions().iter().cloned());
     for rule in &config.rules {
         rule.is_excluded(words.own());
         let hits = rule.prompt_matches(words.own());
@@ -95,7 +98,7 @@ fn start(config: &Config) {
         let texts = hits.first().map(|hit| hit.group_texts(words.own())).unwrap_or_default();
         let found = Match {
             rule,
-            prompt: PROMPT,
+            prompt,
             prompt_file: "prompt.txt",
             files: rule.files_that_count(&files),
             globbed: files.clone(),
@@ -104,7 +107,11 @@ fn start(config: &Config) {
         let machine = Machine { cores: 4, mem_mib: 8192 };
         let defaults = Defaults { settings: &config.settings, machine };
         match expand(&found, RunId::new("r1").expect("an id"), None, &defaults) {
-            Ok(plan) => is_good(&plan),
+            Ok(plan) => {
+                is_good(&plan);
+                assert!(plan.tasks.len() <= MAX_TASKS, "{} tasks", plan.tasks.len());
+                assert!(to_bytes(&plan).is_ok_and(|bytes| bytes.len() <= 2 * MAX_BYTES), "longer than any plan");
+            }
             Err(problems) => are_told(&problems),
         }
     }

@@ -166,7 +166,7 @@ impl Pace {
     const LENGTH: usize = 256;
 
     /// For how long another signal of the same task is waited for.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_mins(1);
 
     /// Where its file cannot be had, signals are written as they come; an error where too many others are before this one.
     fn open(inside: &Inside) -> anyhow::Result<Option<Pace>> {
