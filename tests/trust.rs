@@ -3,7 +3,7 @@
 //! called; commands that the model would have to type to start something; a config that changes below the approval.
 
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
 
 #[cfg(test)]
 #[expect(dead_code, reason = "the lists serve several test crates")]
@@ -122,7 +122,7 @@ impl Scene {
         let plan = fs::read_to_string(to.join("plan.json")).unwrap();
         let plan = plan.replace(HARMLESS, &self.touch()).replace(self.id(), id);
         replace(&to.join("plan.json"), &plan);
-        let hash: String = Sha256::digest(plan.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        let hash = format!("{:x}", Sha256::digest(plan.as_bytes()));
         let log = fs::read_to_string(to.join("events.jsonl")).unwrap();
         let mut events: Vec<Value> = log.lines().take(4).map(|l| serde_json::from_str(l).unwrap()).collect();
         events[0]["payload"]["plan_sha256"] = hash.into();
@@ -475,6 +475,7 @@ fn s06_a_log_that_took_the_place_of_ours_is_not_worked_on() {
     let scene = Scene::new();
     let keep = scene.world.path("forged");
     scene.forge(&keep.join(scene.id()), false);
+    fs::remove_file(scene.own.join("state.idx")).unwrap();
     for name in ["plan.json", "events.jsonl"] {
         replace(&scene.own.join(name), &fs::read_to_string(keep.join(scene.id()).join(name)).unwrap());
     }
