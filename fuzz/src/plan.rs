@@ -75,8 +75,9 @@ fn project(bytes: &[u8]) {
         Err(problems) => return are_told(&problems),
     };
     assert_eq!(config::parse(bytes).as_ref(), Ok(&config), "approved, and then read otherwise");
-    describe::what_could_run(&config);
     let value: Value = serde_json::from_slice(bytes).expect("a config is JSON");
+    let here = describe::Machine { program: &|name| Ok(format!("/bin/{name}")), is_project_file: &|_, _| false };
+    describe::what_could_run(&config, &value, &here);
     let written = value.to_string();
     let again = config::check(written.as_bytes());
     assert_eq!(again.as_ref(), Ok(&config));
