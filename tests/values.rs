@@ -110,15 +110,15 @@ printf '%s' "$NAMED" >"$CPW_OUT/named""#;
 
     /// What a task has left in its folder for artifacts.
     fn left(run: &Path, task: &str, name: &str) -> Option<Vec<u8>> {
-        let workers = fs::read_dir(run.join("workers")).expect("workers").flatten();
+        let mut workers = fs::read_dir(run.join("workers")).expect("workers").flatten();
         let file = |worker: fs::DirEntry| fs::read(worker.path().join(format!("out/{task}.1/{name}"))).ok();
-        workers.filter_map(file).next()
+        workers.find_map(file)
     }
 
     fn output(run: &Path, task: &str) -> Vec<u8> {
-        let workers = fs::read_dir(run.join("workers")).expect("workers").flatten();
+        let mut workers = fs::read_dir(run.join("workers")).expect("workers").flatten();
         let file = |worker: fs::DirEntry| fs::read(worker.path().join(format!("logs/{task}.1.out"))).ok();
-        workers.filter_map(file).next().unwrap_or_default()
+        workers.find_map(file).unwrap_or_default()
     }
 
     /// The tasks of a plan: id and item.
