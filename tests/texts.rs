@@ -297,10 +297,10 @@ mod tests {
         let step = stage.step();
         assert!(step.context().contains("W9 failed: \"a task\" (exit 1)"), "{}", step.context());
         assert!(step.context().contains("W1 (task hold) says: its words are in the run's log"), "{}", step.context());
-        let stop = stage.stop();
+        let last = stage.stop();
         stage.tell("hold", vec![signal(Addressee::PreToolUse, 2, said)]);
         let call = stage.answered();
-        for text in [step.context(), stop.context(), call.refusal().expect("it is refused")] {
+        for text in [step.context(), last.context(), call.refusal().expect("it is refused")] {
             is_harmless(text);
             assert!(!text.is_empty() && !text.contains("SMUGGLED"), "{text}");
         }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::base::exit::{Exit, Wrong};
 use crate::base::hex;
 use crate::base::span::Span;
+use crate::base::redact::redact;
 use crate::base::text::one_line;
 use crate::cmd::inside::{self, Inside};
 use crate::logic::view::View;
@@ -92,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let Wanted { mut signal, file } = Wanted::read(args)?;
     let id = paced(&inside, &sum(&signal, file.as_deref()), |more| {
         signal.more = more;
-        signal.data = file.as_deref().map(|text| keep(&inside, text)).transpose()?;
+        signal.data = file.as_deref().map(|text| keep(&inside, &redact(text))).transpose()?;
         inside.say_with(|view, seq| {
             signal.id = seq;
             signal.own = match allowed(view, &inside, &signal) {
@@ -289,7 +290,9 @@ impl Wanted {
             return Err(Wrong::with_hint(wrong.join("\n     "), "nothing was sent; see `cpw signal --help`"));
         }
         let line = message.as_deref().map(|m| one_line(m, MAX_MESSAGE));
-        if let Some(whole) = message.filter(|m| line.as_ref() != Some(m)) {
+        // What only lacks a secret now has all that can be kept of it.
+        let whole = message.map(|m| redact(&m).into_owned());
+        if let Some(whole) = whole.filter(|m| line.as_ref() != Some(m)) {
             more.insert(0, whole);
         }
         let expires = ttl.map(|ttl| clock::mono_ms().saturating_add(ttl.as_ms()));

@@ -35,6 +35,11 @@ impl History {
         self.version == VERSION
     }
 
+    /// The last runs that it remembers.
+    pub fn runs(&self) -> &[RunId] {
+        &self.runs
+    }
+
     /// Adds a run by the times of its tasks that were done, of which each is its task's place in the plan. `false`: it was
     /// added before, or there is nothing to add.
     pub fn add(&mut self, plan: &Plan, took: &[(usize, u64)]) -> bool {

@@ -1,6 +1,7 @@
 //! The files of `history/` in the state directory: one for each rule of a project, small, and replaced as a whole. One that
 //! cannot be read is as none, and is replaced by the next run's.
 
+use std::io;
 use std::path::Path;
 
 use anyhow::Context;
@@ -9,6 +10,7 @@ use crate::base::hex;
 use crate::model::history::History;
 use crate::model::plan::Plan;
 use crate::store::home::State;
+use crate::store::registry;
 use crate::sys::dir::Dir;
 
 /// The folder in the state directory.
@@ -45,6 +47,21 @@ pub fn record(state: &State, project: &Path, plan: &Plan, took: &[(usize, u64)])
     if history.add(plan, took) {
         let bytes = serde_json::to_vec(&history)?;
         dir.write_atomic(&name, &bytes, 0o600, false).context("how long tasks took cannot be remembered")?;
+    }
+    Ok(())
+}
+
+/// Forgets the rules whose runs have all gone: the names of their tasks are the runs' own.
+pub fn forget(state: &State) -> io::Result<()> {
+    let dir = match Dir::open(state.path())?.sub(FOLDER) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for name in dir.names()? {
+        let known = |history: &History| history.runs().iter().any(|run| registry::knows(state, run));
+        if name.to_str().and_then(|name| read(&dir, name)).is_some_and(|history| !known(&history)) {
+            dir.remove(&name)?;
+        }
     }
     Ok(())
 }

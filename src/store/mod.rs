@@ -5,6 +5,7 @@ pub mod attic;
 pub mod bells;
 pub mod client;
 pub mod file;
+pub mod forget;
 pub mod history;
 pub mod home;
 pub mod hooklog;

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +127,20 @@ pub fn forget(state: &State, run: &RunId) -> io::Result<()> {
 fn read(state: &State, run: &std::ffi::OsStr) -> io::Result<Record> {
     let records = Dir::open(state.path())?.sub(FOLDER)?;
     Ok(serde_json::from_slice(&records.read_bounded(run, MAX_BYTES)?)?)
+}
+
+/// All that is recorded of runs, by their ids.
+pub fn all(state: &State) -> Vec<(RunId, Record)> {
+    let names = Dir::open(state.path()).and_then(|home| home.sub(FOLDER)).and_then(|records| records.names());
+    let ids = names.unwrap_or_default().into_iter().filter_map(|name| RunId::new(name.to_str()?).ok());
+    ids.filter_map(|id| read(state, id.as_str().as_ref()).ok().map(|record| (id, record))).collect()
+}
+
+/// How long ago a run was recorded; no time at all where that cannot be told.
+pub fn age(state: &State, run: &RunId) -> Duration {
+    let recorded =
+        std::fs::symlink_metadata(state.path().join(FOLDER).join(run.as_str())).and_then(|meta| meta.modified());
+    recorded.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
 }
 
 /// The projects of all recorded runs, that of the newest run first; a project stands there once for each of its runs.

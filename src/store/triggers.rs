@@ -142,6 +142,21 @@ impl Trigger {
     }
 }
 
+/// Removes what was noted of a session's calls, of every rule. Whoever still starts runs for one has the file open.
+pub fn forget(home: &Dir, session: &SessionId) -> io::Result<()> {
+    let dir = match home.sub(FOLDER) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let own = format!("{session}+");
+    for name in dir.names()? {
+        if name.to_string_lossy().starts_with(&own) {
+            dir.remove(&name)?;
+        }
+    }
+    Ok(())
+}
+
 /// How many runs a rule may start for one session within [`WITHIN_MS`].
 const MAX_STARTS: usize = 6;
 
