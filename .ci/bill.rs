@@ -1,4 +1,4 @@
-//! What a binary of cpw is made of: `bill sbom TARGET` prints it as CycloneDX JSON, `bill notices TARGET` with the texts of
+//! What a binary of cpw is made of: `bill sbom TARGET` prints it as `CycloneDX` JSON, `bill notices TARGET` with the texts of
 //! the licences, which those ask to come with it. Of use to `.ci/release` only. Everything is asked of cargo and rustc and
 //! read from `Cargo.lock` and the sources that cargo has downloaded; the same tree gives the same bytes, on any day and in any
 //! folder.
@@ -134,15 +134,13 @@ fn parts(target: &str) -> Result<Vec<Part>> {
             bail!("cargo tree printed a line of another form: {line}");
         };
         let (depth, version): (usize, _) = (depth.parse()?, version.trim_start_matches('v'));
-        let place = match parts.iter().position(|part| part.name == name && part.version == version) {
-            Some(place) => place,
-            None => {
-                let package =
-                    packages.get(&(name, version)).with_context(|| format!("{name} {version} has no metadata"))?;
-                parts.push(part(name, version, package, &checksums)?);
-                parts.len() - 1
-            }
-        };
+        let known = parts.iter().position(|part| part.name == name && part.version == version);
+        let place = known.unwrap_or(parts.len());
+        if known.is_none() {
+            let package =
+                packages.get(&(name, version)).with_context(|| format!("{name} {version} has no metadata"))?;
+            parts.push(part(name, version, package, &checksums)?);
+        }
         above.truncate(depth);
         if let Some(&user) = above.last() {
             parts[user].uses.insert(place);
@@ -204,7 +202,7 @@ fn libraries(target: &str) -> Result<Vec<Library>> {
     Ok(libraries)
 }
 
-/// A bill of materials in the form of CycloneDX 1.6. It has no time and no number of its own, so that it is the same each time.
+/// A bill of materials in the form of `CycloneDX` 1.6. It has no time and no number of its own, so that it is the same each time.
 fn sbom(target: &str, parts: &[Part], libraries: &[Library]) -> Value {
     let mut components: Vec<Value> = parts[1..].iter().map(component).collect();
     components.extend(libraries.iter().map(|library| {
