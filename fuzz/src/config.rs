@@ -2,9 +2,8 @@
 //! that are good and bounded, or says why not.
 
 use cpw::model::config;
-use cpw::model::describe;
 
-use super::plan::{PROMPT, are_told, start};
+use super::plan::{PROMPT, are_told, shown, start};
 
 /// Any bytes. Where there is no zero, the prompt is one that most rules can do something with.
 pub fn check(bytes: &[u8]) {
@@ -12,7 +11,7 @@ pub fn check(bytes: &[u8]) {
     let (text, prompt) = cut.map_or((bytes, PROMPT.as_bytes()), |at| (&bytes[..at], &bytes[at + 1..]));
     match config::check(text) {
         Ok(config) => {
-            let shown = describe::what_could_run(&config);
+            let shown = shown(&config, &serde_json::from_slice(text).expect("a config is JSON"));
             let is_hidden = |c: char| c.is_control() && c != '\n';
             assert!(!shown.contains(is_hidden), "not for a terminal: {shown:?}");
             start(&config, &String::from_utf8_lossy(prompt));

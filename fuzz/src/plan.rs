@@ -76,12 +76,23 @@ fn project(bytes: &[u8]) {
     };
     assert_eq!(config::parse(bytes).as_ref(), Ok(&config), "approved, and then read otherwise");
     let value: Value = serde_json::from_slice(bytes).expect("a config is JSON");
-    let here = describe::Machine { program: &|name| Ok(format!("/bin/{name}")), is_project_file: &|_, _| false };
-    describe::what_could_run(&config, &value, &here);
+    shown(&config, &value);
     let written = value.to_string();
     let again = config::check(written.as_bytes());
     assert_eq!(again.as_ref(), Ok(&config));
     start(&config, PROMPT);
+}
+
+/// What is shown of a config before it is approved, on a machine that has every other program and file.
+pub(super) fn shown(config: &Config, written: &Value) -> String {
+    let has = |name: &str| name.len() % 2 == 0;
+    let program = |name: &str| if has(name) { Ok(format!("/usr/bin/{name}")) } else { Err("not found".to_owned()) };
+    let is_project_file = |path: &str, _: &str| has(path);
+    describe::what_could_run(
+        config,
+        written,
+        &describe::Machine { program: &program, is_project_file: &is_project_file },
+    )
 }
 
 /// A prompt that most rules can do something with.
