@@ -151,7 +151,8 @@ impl Shared {
         let done = self.cpw(A, &["run", "waits.json", "--detach"]);
         assert!(done.is_ok(), "{done:?}");
         let run = self.project().join(".claude/runs").join(done.out.trim());
-        let begun = || fs::read_to_string(run.join("events.jsonl")).is_ok_and(|log| log.contains("\"t\":\"spawned\""));
+        // All that the task writes before it waits.
+        let begun = || fs::read(run.join("workers/W1/out/a.1/result.md")).is_ok_and(|said| said == b"secret\n");
         self.scratch.wait("the task of A", begun).unwrap();
         run
     }
@@ -166,10 +167,14 @@ impl Shared {
 
 /// The picture without what the run itself goes on to write.
 fn quiet(project: &Path) -> std::collections::BTreeMap<PathBuf, String> {
+    const OWN: [&str; 5] = ["events.jsonl", "state.idx", "worker.jsonl", "leader.lock", "a.1.times"];
     let mut all = picture(project);
-    all.retain(|path, _| {
-        !path.ends_with("events.jsonl") && !path.ends_with("state.idx") && !path.ends_with("worker.jsonl")
-    });
+    let is_own = |path: &Path| {
+        OWN.iter().any(|name| path.ends_with(name))
+            || path.parent().is_some_and(|folder| folder.ends_with("bells"))
+            || path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp."))
+    };
+    all.retain(|path, _| !is_own(path));
     all
 }
 
