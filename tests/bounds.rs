@@ -219,6 +219,7 @@ mod tests {
         [before.as_bytes(), value, after.as_bytes()].concat()
     }
 
+    #[expect(clippy::too_many_lines, reason = "a list")]
     /// Payloads that mean harm, by name. All are of one event: which one it is a hook is told by its command.
     fn payloads(world: &World) -> Vec<(String, Vec<u8>)> {
         let event = EVENT;
@@ -360,8 +361,11 @@ mod tests {
         end(&world);
         tried("payloads of hooks", number.into_inner(), 400);
     }
+    /// Something that a hook has for stdin: its name, itself, and who writes to it.
+    type Odd = (&'static str, Option<Stdio>, Option<Box<dyn FnOnce() + Send>>);
+
     /// Something that a hook has for stdin, without a file.
-    fn endless_in(folder: &Path) -> Vec<(&'static str, Option<Stdio>, Option<Box<dyn FnOnce() + Send>>)> {
+    fn endless_in(folder: &Path) -> Vec<Odd> {
         let open = |path: &str| -> Option<Stdio> { Some(File::open(path).expect("a device").into()) };
         let held = folder.join("held");
         mkfifo(&held, Mode::S_IRWXU).expect("a FIFO");
@@ -496,7 +500,9 @@ mod tests {
         let flood = |folder: &Path, name: &dyn Fn(usize) -> String, count: usize| -> Vec<PathBuf> {
             fs::create_dir_all(folder).expect("a folder");
             let paths: Vec<PathBuf> = (0..count).map(|i| folder.join(name(i))).collect();
-            paths.iter().for_each(|path| drop(File::create(path).expect("a file")));
+            for path in &paths {
+                File::create(path).expect("a file");
+            }
             paths
         };
         // Beside what belongs there; bells of processes that there are not, too.
@@ -562,9 +568,9 @@ mod tests {
     fn s23_a_session_of_any_number_of_prompts_goes_on() {
         let world = begun();
         let record = world.state().join("sessions").join(SESSION);
-        let mut text = fs::read_to_string(&record).expect("the record");
+        let mut text = fs::read(&record).expect("the record");
         for i in 0..16_000 {
-            text += &format!("{{\"t\":\"prompt\",\"id\":\"0d7c21db-c86a-4ce8-8596-{i:012}\"}}\n");
+            writeln!(text, "{{\"t\":\"prompt\",\"id\":\"0d7c21db-c86a-4ce8-8596-{i:012}\"}}").expect("a text");
         }
         assert!((900_000..1_000_000).contains(&text.len()), "{}", text.len());
         fs::write(&record, &text).expect("ours");

@@ -25,6 +25,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
     use std::fs;
     use std::path::Path;
 
@@ -145,9 +146,9 @@ mod tests {
         for (hook, event) in HOOKS {
             let file = world.home().join(format!("{hook}.json"));
             fs::write(&file, payload(&world, event)).expect("a payload");
-            calls += &format!("{} {hook} <{}; ", program().display(), file.display());
+            write!(calls, "{} {hook} <{}; ", program().display(), file.display()).expect("a text");
         }
-        calls += &format!("}} >{0}.part 2>&1; mv {0}.part {0}", said.display());
+        write!(calls, "}} >{0}.part 2>&1; mv {0}.part {0}", said.display()).expect("a text");
         let environment =
             world.environment().into_iter().map(|(name, value)| format!("{name}={}", value.to_string_lossy()));
         let clean = environment.collect::<Vec<_>>().join(" ");

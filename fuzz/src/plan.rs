@@ -85,7 +85,7 @@ fn project(bytes: &[u8]) {
 
 /// What is shown of a config before it is approved, on a machine that has every other program and file.
 pub(super) fn shown(config: &Config, written: &Value) -> String {
-    let has = |name: &str| name.len() % 2 == 0;
+    let has = |name: &str| name.len().is_multiple_of(2);
     let program = |name: &str| if has(name) { Ok(format!("/usr/bin/{name}")) } else { Err("not found".to_owned()) };
     let is_project_file = |path: &str, _: &str| has(path);
     describe::what_could_run(
