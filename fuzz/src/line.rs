@@ -29,7 +29,7 @@ struct Memory(Rc<RefCell<Vec<u8>>>, FileId);
 
 impl Memory {
     fn holding(bytes: &[u8]) -> Memory {
-        Memory(Rc::new(RefCell::new(bytes.to_vec())), FileId { dev: 1, ino: 1, size: 0, nlink: 1 })
+        Memory(Rc::new(RefCell::new(bytes.to_vec())), FileId { dev: 1, ino: 1, size: 0, nlink: 1, born: 0 })
     }
 }
 

@@ -19,7 +19,7 @@ const SPECIAL: [char; 3] = ['-', '+', '@'];
 
 /// Lines of text: a template, two values, then the arguments of a program.
 pub fn check(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes).replace(MARK, "").replace('\0', "");
+    let text = String::from_utf8_lossy(bytes).replace([MARK, '\0'], "");
     let mut lines = text.split('\n');
     let mut next = || lines.next().unwrap_or_default();
     let (given, first, second) = (next(), next(), next());

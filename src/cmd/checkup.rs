@@ -34,7 +34,7 @@ pub fn of(folder: &RunDir) -> Vec<Check> {
         let mut state = State::new(plan);
         let mut log = Log::open_read(&folder.dir).ok()?;
         let began_with = registry::record(folder).and_then(|r| r.log);
-        if began_with.is_some_and(|known| known != LogId::of(log.id())) {
+        if began_with.is_some_and(|known| !known.is(&LogId::of(log.id()))) {
             return None;
         }
         let whole = log.read(&mut state).is_ok();

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 
 use crate::base::exit::{Exit, Wrong};
 use crate::base::hex;
-use crate::base::span::Span;
 use crate::base::redact::redact;
+use crate::base::span::Span;
 use crate::base::text::one_line;
 use crate::cmd::inside::{self, Inside};
 use crate::logic::view::View;

@@ -29,14 +29,28 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// The most records that are read to find projects; older runs have been cleaned long ago.
 const MAX_RECORDS: usize = 4096;
 
-/// Which file a log is: device and inode.
+/// Which file a log is: device, inode, and when it was made in nanoseconds (0: not known).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogId(pub u64, pub u64);
+pub struct LogId(pub u64, pub u64, #[serde(default)] pub u64);
 
 impl LogId {
     /// Of a file.
     pub fn of(id: &FileId) -> LogId {
-        LogId(id.dev, id.ino)
+        LogId(id.dev, id.ino, id.born)
+    }
+
+    /// Of the log in the folder of a run.
+    pub fn in_folder(dir: &Dir) -> io::Result<Option<LogId>> {
+        match dir.open_read(log::NAME) {
+            Ok(file) => FileId::of(&file).map(|id| Some(LogId::of(&id))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether both are the same file. A log that was deleted leaves its inode to another one, which was made later.
+    pub fn is(&self, other: &LogId) -> bool {
+        (self.0, self.1) == (other.0, other.1) && (self.2 == other.2 || self.2 == 0 || other.2 == 0)
     }
 }
 
@@ -74,7 +88,7 @@ pub fn register_as(state: &State, folder: &RunDir, path: &Path, durable: bool) -
         path: path.to_string_lossy().into_owned(),
         dev: id.dev,
         ino: id.ino,
-        log: folder.dir.stat(log::NAME)?.as_ref().map(LogId::of),
+        log: LogId::in_folder(&folder.dir)?,
         project: Some(folder.project.clone()),
     };
     let home = Dir::open(state.path())?;
@@ -197,6 +211,15 @@ mod tests {
     use crate::store::run::Origin;
 
     #[test]
+    fn a_file_that_got_the_inode_of_another_is_not_that_one() {
+        let (old, new) = (LogId(1, 2, 30), LogId(1, 2, 40));
+        assert!(old.is(&old) && !old.is(&new) && !old.is(&LogId(1, 3, 30)) && !old.is(&LogId(2, 2, 30)));
+        // Where the time is not known, and in records of before, the inode alone tells.
+        let before: LogId = serde_json::from_str("[1,2]").unwrap();
+        assert!(before.is(&new) && new.is(&before) && !before.is(&LogId(1, 3, 40)));
+    }
+
+    #[test]
     fn a_copy_of_a_run_is_nobodys_and_a_moved_one_stays() {
         let tmp = tempfile::tempdir().unwrap();
         let state = State::open_at(&tmp.path().join("state")).unwrap();
@@ -207,7 +230,7 @@ mod tests {
         register(&state, &folder, false).unwrap();
         let record = recorded(&state, &folder).unwrap().unwrap();
         assert_eq!(record.project.as_deref(), Some(project.as_path()));
-        assert_eq!(record.log, folder.dir.stat(log::NAME).unwrap().as_ref().map(LogId::of));
+        assert_eq!(record.log, LogId::in_folder(&folder.dir).unwrap());
 
         let run = crate::base::ids::RunId::new(folder.path().file_name().unwrap().to_str().unwrap()).unwrap();
         let copy = tmp.path().join("copy");

@@ -657,7 +657,7 @@ impl RunDir {
                 _ => Log::open_read(&self.dir).map_err(|_| RunError::Log(e))?,
             },
         };
-        if known.is_some_and(|known| known != LogId::of(log.id())) {
+        if known.is_some_and(|known| !known.is(&LogId::of(log.id()))) {
             return Err(self.damaged("events.jsonl is not the file with which the run began: it was replaced"));
         }
         Ok(log)

@@ -16,7 +16,6 @@ use crate::logic::session::MAX_WAKES;
 use crate::model::config::OnTool;
 use crate::model::event::Process;
 use crate::model::scan;
-use crate::store::log;
 use crate::store::registry::LogId;
 use crate::sys::clock;
 use crate::sys::dir::{Dir, FileId};
@@ -427,7 +426,7 @@ impl Locked {
     pub fn add_run(&mut self, folder: &Dir, rule: &str) -> io::Result<()> {
         let id = folder.id()?;
         let path = folder.path().to_owned();
-        let log = folder.stat(log::NAME)?.as_ref().map(LogId::of);
+        let log = LogId::in_folder(folder)?;
         let mono_ms = clock::mono_ms();
         self.add(Entry::Run { path, dev: id.dev, ino: id.ino, log, rule: rule.to_owned(), mono_ms })
     }
@@ -646,7 +645,7 @@ mod tests {
             path: Path::new("/p/.claude/runs").join(name),
             dev: 1,
             ino: 2,
-            log: Some(LogId(3, 4)),
+            log: Some(LogId(3, 4, 5)),
             rule: "r".into(),
             mono_ms,
         };

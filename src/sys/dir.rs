@@ -17,6 +17,8 @@ use nix::libc;
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, symlinkat, unlinkat};
 
+use super::birth;
+
 /// How the temporary files of [`Dir::write_atomic`] begin. A killed writer leaves one behind.
 pub const TEMP_PREFIX: &str = ".tmp.";
 
@@ -41,13 +43,16 @@ pub struct FileId {
     pub size: u64,
     /// Number of names; 0 for a file that was removed.
     pub nlink: u64,
+    /// When it was made, in nanoseconds; 0 where that is not known, as of a file that is not open. An inode's number is given
+    /// to another file as soon as it is free, and nobody can set this time.
+    pub born: u64,
 }
 
 impl FileId {
     /// Of an open file.
     pub fn of(file: &File) -> io::Result<FileId> {
         let m = file.metadata()?;
-        Ok(FileId { dev: m.dev(), ino: m.ino(), size: m.len(), nlink: m.nlink() })
+        Ok(FileId { dev: m.dev(), ino: m.ino(), size: m.len(), nlink: m.nlink(), born: birth::of(file, &m) })
     }
 
     /// Whether both are the same file, whatever its length and names.
@@ -542,7 +547,8 @@ fn check_owner(path: &Path, stat: &FileStat) -> io::Result<()> {
 #[expect(clippy::allow_attributes, reason = "the types of the fields differ between systems")]
 #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "needed where st_dev is signed or narrower")]
 fn id_of(stat: &FileStat) -> FileId {
-    FileId { dev: stat.st_dev as u64, ino: stat.st_ino as u64, size: stat.st_size as u64, nlink: stat.st_nlink as u64 }
+    let (size, nlink) = (stat.st_size as u64, stat.st_nlink as u64);
+    FileId { dev: stat.st_dev as u64, ino: stat.st_ino as u64, size, nlink, born: 0 }
 }
 
 fn explain(path: &Path, e: Errno) -> io::Error {

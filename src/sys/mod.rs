@@ -5,6 +5,7 @@
 //! it falls back to there.
 
 pub mod bell;
+mod birth;
 pub mod clock;
 pub mod dir;
 pub mod fsinfo;

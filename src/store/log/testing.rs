@@ -65,7 +65,7 @@ impl Disk {
     /// The file as process `process` has it open.
     pub(super) fn open(&self, process: u32) -> Handle {
         let inode = self.0.borrow().inode;
-        Handle { disk: self.clone(), process, id: FileId { dev: 1, ino: inode, size: 0, nlink: 1 } }
+        Handle { disk: self.clone(), process, id: FileId { dev: 1, ino: inode, size: 0, nlink: 1, born: 0 } }
     }
 
     /// From now on: the `n`-th call (from 1) goes wrong.
@@ -335,8 +335,6 @@ pub(super) fn every_kind() -> Vec<Draft> {
         Draft::run(Body::Adopted(Adopted {
             session: "s-2".into(),
             from: "s-1".into(),
-            prompt_sha256: Some("ab".repeat(32)),
-            prompt_bytes: Some(12),
             client: Some(Process { pid: 4, start_time: 5, boot_id: "b".into() }),
         })),
         // The kinds of the project's log.
