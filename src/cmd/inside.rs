@@ -16,6 +16,7 @@ use crate::model::event::{Body, Draft};
 use crate::store::log::{LogError, Tx};
 use crate::store::run::{RunDir, WORKER_LOCK};
 use crate::sys::process;
+use crate::sys::spawn;
 
 /// The attempt that this process belongs to.
 #[derive(Debug)]
@@ -87,6 +88,15 @@ pub fn attempt(command: &str) -> anyhow::Result<Inside> {
     let task = TaskId::new(&value(env::TASK)).map_err(|_| wrong(env::TASK))?;
     let attempt = value(env::ATTEMPT).parse().map_err(|_| wrong(env::ATTEMPT))?;
     let worker = value(env::WORKER).parse().map_err(|()| wrong(env::WORKER))?;
+    if spawn::names_another_attempt() {
+        let what = format!(
+            "{}, {} and {} name another attempt than the one that this belongs to",
+            env::RUN,
+            env::TASK,
+            env::ATTEMPT
+        );
+        return Err(Wrong::with_hint(what, "call it with the variables that the task was given").into());
+    }
     let path = value(env::RUN_DIR);
     let folder = RunDir::open_path(Path::new(&path)).with_context(|| format!("cannot open the run in {path}"))?;
     Ok(Inside { folder, task, attempt, worker })

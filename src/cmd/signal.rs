@@ -19,6 +19,7 @@ use crate::cmd::inside::{self, Inside};
 use crate::logic::view::View;
 use crate::model::config::MAX_HOLD;
 use crate::model::event::{Body, Signal, SignalReleased};
+use crate::model::json;
 use crate::model::matcher::Matcher;
 use crate::model::signal::{Addressee, BLOCK, May, Right, may_send};
 use crate::store::file;
@@ -324,7 +325,9 @@ struct Answer {
 fn answer(path: &str) -> Result<Answer, Vec<String>> {
     const POSSIBLE: &str = "possible are hookSpecificOutput.additionalContext, hookSpecificOutput.data, data, decision \"block\" and reason";
     let text = read(path).map_err(|e| vec![format!("--json {}: {e:#}", one_line(path, 200))])?;
-    let value: Value = serde_json::from_slice(&text).map_err(|e| vec![format!("--json is not JSON: {e}")])?;
+    // Read strictly: of two fields by one name a client could take the other one.
+    let value =
+        json::parse(&text).map_err(|all| all.iter().map(|wrong| format!("--json: {wrong}")).collect::<Vec<_>>())?;
     let Value::Object(fields) = value else { return Err(vec![format!("--json is not an object; {POSSIBLE}")]) };
     let mut out = Answer::default();
     let mut wrong = Vec::new();
@@ -496,6 +499,12 @@ mod tests {
             r#"{"hookSpecificOutput": {"permissionDecision": "allow"}}"#,
             r#"{"hookSpecificOutput": {"additionalContext": 1}}"#,
             r#"{"systemMessage": "x"}"#,
+            r#"{"updatedInput": {}, "reason": "x"}"#,
+            r#"{"reason": "x", "reason": "y"}"#,
+            r#"{"reason": "x", "decision": "approve", "decision": "block"}"#,
+            r#"{"reason": "x", "hookSpecificOutput": {"permissionDecision": "allow"}, "hookSpecificOutput": {}}"#,
+            r#"{"hookSpecificOutput": {"hookSpecificOutput": {"permissionDecision": "allow"}, "additionalContext": "x"}}"#,
+            "\u{feff}{\"reason\": \"x\"}",
             "{}",
         ] {
             assert!(with(bad).is_err(), "{bad}");

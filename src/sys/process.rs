@@ -300,7 +300,7 @@ fn any_above_has(names: &[&str]) -> bool {
 /// Whether this process belongs to a worker's task, as far as that can be seen without a look at others: by its environment,
 /// or where that was cleaned, by the stamp, which outlives it as well as another session and another parent.
 pub fn is_in_task() -> bool {
-    std::env::var_os(env::DEPTH).is_some() || stamp::is_on_this()
+    std::env::var_os(env::DEPTH).is_some() || stamp::of_this().is_some()
 }
 
 /// The same, with a look at the processes above, for where there is no stamp. A worker is among them, too, which gets back

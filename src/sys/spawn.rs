@@ -240,6 +240,13 @@ fn stamp_of(variables: &[(OsString, OsString)]) -> Option<u64> {
     Some(stamp::of(mark.iter().map(Vec::as_slice)))
 }
 
+/// Whether this process belongs to another attempt than the one that its variables name: a stamp is inherited, and variables
+/// can be set by anybody.
+pub fn names_another_attempt() -> bool {
+    let named = || stamp_of(&std::env::vars_os().collect::<Vec<_>>());
+    stamp::of_this().is_some_and(|own| named() != Some(own))
+}
+
 impl Task {
     /// Process id; also the number of its group and session.
     pub fn pid(&self) -> i32 {

@@ -53,17 +53,17 @@ pub(super) fn is_on(_pid: i32, _stamp: u64) -> bool {
     false
 }
 
-/// Whether this process carries a stamp: a task, or what a task has started, has become it.
+/// The stamp of this process, if it carries one: a task, or what a task has started, has become it.
 #[cfg(target_os = "linux")]
-pub(super) fn is_on_this() -> bool {
+pub(super) fn of_this() -> Option<u64> {
     use nix::sys::resource::{Resource, getrlimit};
-    getrlimit(Resource::RLIMIT_RTTIME).is_ok_and(|(soft, _)| is_stamp(soft))
+    getrlimit(Resource::RLIMIT_RTTIME).ok().map(|(soft, _)| soft).filter(|soft| is_stamp(*soft))
 }
 
 /// See above: nobody is stamped here.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn is_on_this() -> bool {
-    false
+pub(super) fn of_this() -> Option<u64> {
+    None
 }
 
 #[cfg(target_os = "linux")]
@@ -97,7 +97,7 @@ mod tests {
         let (soft, hard) = for_child(Some(FIRST)).unwrap();
         assert_eq!((soft, hard >= soft), (FIRST, true));
         assert_eq!(of_process(i32::MAX), None);
-        assert!(!is_on_this());
+        assert_eq!(of_this(), None);
         assert!(!is_on(nix::unistd::getpid().as_raw(), FIRST));
     }
 }
