@@ -526,7 +526,7 @@ mod tests {
             "CPW_TASK=free CPW_WORKER=W1".to_owned(),
             "CPW_ATTEMPT=2".to_owned(),
             "CPW_ATTEMPT=0".to_owned(),
-            "CPW_RUN=20260101-000000-aaaaaaaaaaaaaaaa".to_owned(),
+            "CPW_RUN_DIR=$CPW_RUN_DIR/../20260101-000000-aaaaaaaaaaaaaaaa".to_owned(),
             "CPW_TASK=nobody".to_owned(),
             "env -u CPW_RUN CPW_TASK=free".to_owned(),
             "setsid -w env CPW_TASK=free".to_owned(),

@@ -88,16 +88,17 @@ pub fn attempt(command: &str) -> anyhow::Result<Inside> {
     let task = TaskId::new(&value(env::TASK)).map_err(|_| wrong(env::TASK))?;
     let attempt = value(env::ATTEMPT).parse().map_err(|_| wrong(env::ATTEMPT))?;
     let worker = value(env::WORKER).parse().map_err(|()| wrong(env::WORKER))?;
-    if spawn::names_another_attempt() {
+    let path = value(env::RUN_DIR);
+    let run = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
+    if spawn::is_of_another(&run, task.as_str(), attempt) {
         let what = format!(
             "{}, {} and {} name another attempt than the one that this belongs to",
-            env::RUN,
+            env::RUN_DIR,
             env::TASK,
             env::ATTEMPT
         );
         return Err(Wrong::with_hint(what, "call it with the variables that the task was given").into());
     }
-    let path = value(env::RUN_DIR);
     let folder = RunDir::open_path(Path::new(&path)).with_context(|| format!("cannot open the run in {path}"))?;
     Ok(Inside { folder, task, attempt, worker })
 }

@@ -240,11 +240,12 @@ fn stamp_of(variables: &[(OsString, OsString)]) -> Option<u64> {
     Some(stamp::of(mark.iter().map(Vec::as_slice)))
 }
 
-/// Whether this process belongs to another attempt than the one that its variables name: a stamp is inherited, and variables
+/// Whether this process belongs to another attempt than the one that its variables say: a stamp is inherited, and variables
 /// can be set by anybody.
-pub fn names_another_attempt() -> bool {
-    let named = || stamp_of(&std::env::vars_os().collect::<Vec<_>>());
-    stamp::of_this().is_some_and(|own| named() != Some(own))
+pub fn is_of_another(run: &str, task: &str, attempt: u32) -> bool {
+    let said = [(env::RUN, run), (env::TASK, task), (env::ATTEMPT, &attempt.to_string())];
+    let said = said.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    stamp::of_this().is_some_and(|own| stamp_of(&said) != Some(own))
 }
 
 impl Task {
