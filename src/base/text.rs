@@ -74,12 +74,16 @@ fn skip_string(chars: &mut Peekable<Chars<'_>>) {
     chars.next_if(|c| matches!(c, '\u{7}' | '\u{9c}'));
 }
 
-/// What of foreign text may be shown, line feeds and tabs included.
-fn harmless(s: &str) -> impl Iterator<Item = char> {
+/// What of foreign text may be shown: of what `keeps` lets through no more than so many marks on one character. What it does
+/// not let through parts no marks, since they would be together then.
+fn harmless(s: &str, keeps: impl Fn(char) -> bool) -> impl Iterator<Item = char> {
     let mut marks = 0;
     without_escapes(s).filter(move |c| {
-        marks = if is_mark(*c) { marks + 1 } else { 0 };
-        marks <= MAX_MARKS && (matches!(c, '\n' | '\t') || c.is_whitespace() || !is_unsafe(*c))
+        let kept = keeps(*c);
+        if kept {
+            marks = if is_mark(*c) { marks + 1 } else { 0 };
+        }
+        kept && marks <= MAX_MARKS
     })
 }
 
@@ -102,7 +106,7 @@ pub fn one_line(s: &str, max: usize) -> String {
 fn joined(s: &str, most: usize) -> (String, bool) {
     let mut out = String::with_capacity(s.len().min(most));
     let (mut count, mut last, mut space) = (0, None, false);
-    for c in harmless(s) {
+    for c in harmless(s, |c| c.is_whitespace() || !is_unsafe(c)) {
         if c.is_whitespace() {
             space = !out.is_empty();
             continue;
@@ -125,7 +129,7 @@ fn joined(s: &str, most: usize) -> (String, bool) {
 
 /// Foreign text for a terminal, keeping its lines: unsafe characters but line feed and tab vanish.
 pub fn for_terminal(s: &str) -> String {
-    harmless(s).filter(|c| matches!(c, '\n' | '\t') || !c.is_control() && !is_unsafe(*c)).collect()
+    harmless(s, |c| matches!(c, '\n' | '\t') || !is_unsafe(c)).collect()
 }
 
 /// A whole screenful on its way to a terminal: of escape sequences only colours are left, and no unsafe character but line
@@ -165,16 +169,18 @@ pub fn quoted_within(s: &str, max: usize) -> String {
 }
 
 /// A name of a file, or another short name, for a model: as it is where it could not be a sentence, else quoted as
-/// [`quoted_for_model`] does.
+/// [`quoted_for_model`] does. A sentence in many scripts has no blanks.
 pub fn name_for_model(s: &str, max: usize) -> String {
-    let is_word =
-        !s.is_empty() && s.chars().count() <= max && s.chars().all(|c| c.is_alphanumeric() || "._-/+@,".contains(c));
+    let is_word = !s.is_empty()
+        && s.chars().count() <= max
+        && s.chars().all(|c| c.is_ascii_alphanumeric() || "._-/+@".contains(c));
     if is_word { redact(s).into_owned() } else { quoted_within(s, max) }
 }
 
-/// cpw's own words for a model, with foreign parts in them that were bounded before: no control characters, no tags.
+/// cpw's own words for a model, with foreign parts in them that were bounded, and had their secrets redacted, before: no
+/// control characters, no tags. Not redacted as a whole: what begins in one part would swallow the next ones.
 pub fn for_model(s: &str) -> String {
-    redact(&for_terminal(s)).chars().map(|c| if c == '"' { c } else { without_meaning(c) }).collect()
+    for_terminal(s).chars().map(|c| if c == '"' { c } else { without_meaning(c) }).collect()
 }
 
 /// Instead of a character that opens a tag or closes a quote, also in a form that counts as the same to who normalises
@@ -233,6 +239,10 @@ mod tests {
         let pile = format!("Z{}algo", "\u{301}".repeat(500));
         assert_eq!(one_line(&pile, 900).chars().count(), 5 + MAX_MARKS);
         assert_eq!(for_terminal(&pile).chars().count(), 5 + MAX_MARKS);
+        // What is between them and is not shown does not begin another pile.
+        let parted = "a\u{488}\u{488}\u{0}\u{488}\u{488}\r\u{488}\u{200B}\u{488}";
+        assert_eq!(for_terminal(parted).chars().count(), 1 + MAX_MARKS);
+        assert_eq!(one_line("a\u{488}\u{488}\u{0}\u{488}\u{488}\u{200B}\u{488}", 80).chars().count(), 1 + MAX_MARKS);
     }
 
     #[test]
