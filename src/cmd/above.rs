@@ -30,6 +30,9 @@ pub(crate) fn below_client() -> Option<String> {
     if let Some(mark) = CLIENT_MARKS.iter().chain([&env::RUN]).find(|name| set(name)) {
         return Some(format!("{mark} is set"));
     }
+    if process::is_below_worker() {
+        return Some("this is part of a task".to_owned());
+    }
     ancestors().find_map(|ancestor| ancestor.below())
 }
 
@@ -38,6 +41,13 @@ pub(crate) fn below_client() -> Option<String> {
 pub(crate) fn refuse_below_client(what: &str, who: &str) -> anyhow::Result<()> {
     let hint = "run it in a terminal, or make it a rule of .claude/cpw.json that the user approves";
     refuse_or_hint(what, who, hint)
+}
+
+/// Where a file lands that a command is told to write, and which hooks a client is told to call, is for a person to say: to
+/// call cpw is not to write anywhere.
+pub(crate) fn refuse_to_write(what: &str) -> anyhow::Result<()> {
+    let hint = "run it in a terminal outside Claude Code, where you say what it may write";
+    refuse_or_hint(what, "says where", hint)
 }
 
 /// As [`refuse_below_client`], with what else could be done.

@@ -13,7 +13,7 @@ use crate::cmd::above::below_client;
 use crate::model::{config, describe, json};
 use crate::store::home::State;
 use crate::store::trust::{self, Trust};
-use crate::store::{file, project};
+use crate::store::{file, place, project};
 use crate::sys::spawn;
 use crate::ui::{ask, print};
 
@@ -63,8 +63,11 @@ pub(crate) fn project_config() -> anyhow::Result<PathBuf> {
 pub(crate) fn project_root() -> anyhow::Result<PathBuf> {
     let cwd = std::env::current_dir().context("cannot tell the current directory")?;
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    project::find(&cwd, home.as_deref())
-        .with_context(|| format!("cannot look for the project around {}", cwd.display()))
+    let root = project::find(&cwd, home.as_deref())
+        .with_context(|| format!("cannot look for the project around {}", cwd.display()))?;
+    // Root's own approvals and switches would lie in the folders of the user whose home it was lent.
+    place::refuse_lent_root(&root)?;
+    Ok(root)
 }
 
 /// Where the answer comes from.

@@ -11,6 +11,7 @@ use anyhow::Context;
 
 use crate::base::exit::{Exit, Wrong};
 use crate::base::text::{for_terminal, one_line};
+use crate::cmd::above;
 use crate::model::schema;
 use crate::model::settings::{self, Form, Refused, StatusLine};
 use crate::model::starter::STARTER;
@@ -79,6 +80,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     // A full disk or a limit is an error to tell, not the end with half a file beside the settings.
     signals::ignore_write_signals()?;
+    above::refuse_to_write("no settings are changed")?;
     let done = carry_out(args, &Surroundings::of_process()?)?;
     print::raw(done.as_bytes());
     Ok(Exit::Ok)

@@ -7,6 +7,7 @@ use clap_mangen::roff::{Roff, roman};
 
 use crate::base::exit::{Exit, Wrong};
 use crate::base::text::one_line;
+use crate::cmd::above;
 use crate::ui::print;
 
 /// Print a manual page, or write all of them
@@ -87,6 +88,7 @@ fn notes(text: &str) -> Roff {
 fn write(definition: clap::Command, dir: &Path) -> anyhow::Result<Exit> {
     let shown = one_line(&dir.to_string_lossy(), 500);
     let cannot = |e: std::io::Error| Wrong::with_hint(format!("cannot write to {shown}: {e}"), "name another folder");
+    above::refuse_to_write("no pages are written")?;
     std::fs::create_dir_all(dir).map_err(cannot)?;
     let mut pages = vec![definition];
     let mut count = 0;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use crate::actor::crew;
 use crate::base::exit::{Exit, Wrong};
 use crate::base::text;
-use crate::cmd::find;
+use crate::cmd::{above, find};
 use crate::logic::state::State;
 use crate::logic::timeline::{Micros, Recorder, Timeline};
 use crate::store::file::{self, Rights};
@@ -156,6 +156,7 @@ fn words(picture: &Picture<'_>, named: bool) -> String {
 
 /// Writes a new file, whole or not at all; one that is there is replaced only where that is asked for.
 fn save(path: &Path, bytes: &[u8], force: bool) -> anyhow::Result<()> {
+    above::refuse_to_write("no file is written")?;
     let shown = text::one_line(&path.to_string_lossy(), 500);
     let there = std::fs::metadata(path).ok();
     // Also a link that leads nowhere yet: a project can hold one that leads out of it.
