@@ -82,19 +82,20 @@ pub fn rules(project: &Path, state: Option<&State>) -> anyhow::Result<Rules> {
         Ok(config) => config,
         Err(problems) => return Ok(Rules::Broken(problems)),
     };
-    Ok(match user_defaults()? {
+    Ok(match user_defaults(Some(project))? {
         Ok(user) => Rules::Ready(Box::new(config.with_user_defaults(&user))),
         Err(problems) => Rules::Broken(problems),
     })
 }
 
-/// The user's own defaults, empty where there are none.
-pub fn user_defaults() -> anyhow::Result<Result<config::UserConfig, Vec<Problem>>> {
+/// The user's own defaults, empty where there are none. A file in the project is not the user's own, whatever says so.
+pub fn user_defaults(project: Option<&Path>) -> anyhow::Result<Result<config::UserConfig, Vec<Problem>>> {
     let read = |path: PathBuf| {
         file::read_trusted(&path, MAX_CONFIG)
             .with_context(|| format!("your own defaults in {} do not count", path.display()))
     };
-    let bytes = home::config_home().map(read).transpose()?.flatten();
+    let own = home::config_home().filter(|path| project.is_none_or(|project| !trust::lies_in(path, project)));
+    let bytes = own.map(read).transpose()?.flatten();
     Ok(match bytes {
         Some(bytes) => config::user_config(&bytes),
         None => Ok(config::UserConfig::default()),
@@ -106,7 +107,9 @@ pub fn runs_folder(project: &Path, state: Option<&State>) -> anyhow::Result<Path
     let runs_dir = match rules(project, state)? {
         Rules::Ready(config) => config.runs_dir,
         // What nobody approved has no say; what is broken in the user's own says nothing either.
-        Rules::None | Rules::Unapproved { .. } | Rules::Broken(_) => user_defaults()?.unwrap_or_default().runs_dir,
+        Rules::None | Rules::Unapproved { .. } | Rules::Broken(_) => {
+            user_defaults(Some(project))?.unwrap_or_default().runs_dir
+        }
     };
     Ok(run::runs_path_by(project, runs_dir.as_deref()))
 }

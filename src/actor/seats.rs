@@ -29,7 +29,7 @@ impl Seats {
     /// As many as the user's own config says.
     pub fn open() -> anyhow::Result<Seats> {
         // What is wrong in it is said where a run is planned; here it says nothing.
-        let said = planner::user_defaults()?.ok().and_then(|user| user.settings.user_workers);
+        let said = planner::user_defaults(None)?.ok().and_then(|user| user.settings.user_workers);
         let dir = Dir::open(State::open()?.folder(FOLDER)?)?;
         Ok(Seats { dir, count: said.unwrap_or(DEFAULT), last: 0 })
     }

@@ -126,7 +126,7 @@ fn any_config(project: &Path) -> anyhow::Result<(Config, Option<String>)> {
         Rules::Unapproved { trust, .. } => {
             let bytes = file::read(&project.join(CONFIG), MAX_CONFIG)?.unwrap_or_default();
             let config = config::check(&bytes).map_err(|problems| mistakes(project, &problems))?;
-            let user = planner::user_defaults()?.unwrap_or_default();
+            let user = planner::user_defaults(Some(project))?.unwrap_or_default();
             let state = if trust == Trust::Denied { "denied" } else { "not approved" };
             let note = format!("note: {CONFIG} is {state}, so that nothing of it starts; `cpw allow` approves it");
             Ok((config.with_user_defaults(&user), Some(note)))
@@ -153,7 +153,7 @@ pub fn read(file: &Path, run: RunId) -> anyhow::Result<Plan> {
     opened.map_err(|e| {
         Wrong::with_hint(format!("cannot read the plan {}: {e}", file.display()), "give the path of a plan file")
     })?;
-    let user = planner::user_defaults()?.unwrap_or_default();
+    let user = planner::user_defaults(None)?.unwrap_or_default();
     let settings = Settings::default().over(&user.settings);
     let defaults = Defaults { settings: &settings, machine: planner::machine() };
     check::plan_from_person(&bytes, run, &defaults).map_err(|problems| {

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::sys::dir::{Dir, open_path};
+use crate::sys::dir::{Dir, FileId, open_path};
 use crate::sys::process;
 use crate::sys::random;
 
@@ -24,6 +24,11 @@ pub enum Rights<'a> {
 /// error the old file is as it was and nothing else is left behind. A symbolic link at `path` would itself be replaced:
 /// see [`behind_links`]. Its folder is opened once: whatever is exchanged on the way to it, all of this happens in one folder.
 pub fn replace(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
+    replace_with(path, rights, |_| Ok(bytes.to_vec()))
+}
+
+/// As [`replace`], by bytes that are made once it is known which file they are for.
+pub fn replace_with(path: &Path, rights: Rights, make: impl FnOnce(&FileId) -> io::Result<Vec<u8>>) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?;
     let folder = match rights {
         // Our own affair: no link is in the place of the folder either.
@@ -33,7 +38,7 @@ pub fn replace(path: &Path, bytes: &[u8], rights: Rights) -> io::Result<()> {
     let folder = folder.map_err(|e| bare(e, folder_of(path)))?;
     let temporary = format!(".cpw-{}", random::hex());
     let put = || {
-        write_new(&folder, &temporary, bytes, rights)?;
+        write_new(&folder, &temporary, rights, make)?;
         folder.rename(&temporary, name)
     };
     if let Err(e) = put() {
@@ -53,7 +58,12 @@ fn bare(e: io::Error, path: &Path) -> io::Error {
     }
 }
 
-fn write_new(folder: &Dir, name: &str, bytes: &[u8], rights: Rights) -> io::Result<()> {
+fn write_new(
+    folder: &Dir,
+    name: &str,
+    rights: Rights,
+    make: impl FnOnce(&FileId) -> io::Result<Vec<u8>>,
+) -> io::Result<()> {
     let mut file = match rights {
         Rights::Usual => folder.create_usual(name)?,
         // Without the right to read for others until the final mode is set.
@@ -71,7 +81,7 @@ fn write_new(folder: &Dir, name: &str, bytes: &[u8], rights: Rights) -> io::Resu
         }
         file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
     }
-    file.write_all(bytes)?;
+    file.write_all(&make(&FileId::of(&file)?)?)?;
     file.sync_all()
 }
 
@@ -101,8 +111,10 @@ pub fn read(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
 
 /// As [`read`], of a file that nobody else can have written: not through a link, owned by this user, not writable by
 /// group or others.
-pub fn read_own(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
-    read_with(path, max, false, |meta| {
+///
+/// With it comes which file it is.
+pub fn read_own(path: &Path, max: u64) -> io::Result<Option<(Vec<u8>, FileId)>> {
+    read_known(path, max, false, |meta| {
         if meta.uid() != process::user() {
             return Err(io::Error::other(format!("it belongs to user {}, not to you", meta.uid())));
         }
@@ -134,6 +146,15 @@ fn read_with(
     follow: bool,
     check: impl Fn(&Metadata) -> io::Result<()>,
 ) -> io::Result<Option<Vec<u8>>> {
+    Ok(read_known(path, max, follow, check)?.map(|(bytes, _)| bytes))
+}
+
+fn read_known(
+    path: &Path,
+    max: u64,
+    follow: bool,
+    check: impl Fn(&Metadata) -> io::Result<()>,
+) -> io::Result<Option<(Vec<u8>, FileId)>> {
     let file = match open_path(path, follow) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -144,10 +165,11 @@ fn read_with(
         return Err(io::Error::other("it is not a regular file"));
     }
     check(&meta)?;
+    let id = FileId::of(&file)?;
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len().min(max)).unwrap_or(0) + 1);
     file.take(max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max {
         return Err(io::Error::other(format!("it is larger than {max} bytes")));
     }
-    Ok(Some(bytes))
+    Ok(Some((bytes, id)))
 }

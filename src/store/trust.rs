@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::base::env;
 use crate::base::exit::Wrong;
 use crate::base::hex;
-use crate::store::file::{Rights, read_own, replace};
+use crate::store::file::{Rights, read_own, replace_with};
 use crate::store::home::State;
 use crate::store::project;
+use crate::sys::dir::FileId;
 use crate::sys::host;
 use crate::sys::process;
 
@@ -56,6 +57,22 @@ struct Record {
     denied: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     approved: Option<Approved>,
+    /// Which file this record was written as. What somebody copied or brought along is another one, wherever it lies.
+    file: Place,
+}
+
+/// Inode of a file, and when it was made in nanoseconds (0: not known). No device: that changes with a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Place(u64, u64);
+
+impl Place {
+    fn of(id: &FileId) -> Place {
+        Place(id.ino, id.born)
+    }
+
+    fn is(self, other: Place) -> bool {
+        self.0 == other.0 && (self.1 == other.1 || self.1 == 0 || other.1 == 0)
+    }
 }
 
 /// The path that a project's config is approved under: absolute, without links in the project's own path.
@@ -106,11 +123,16 @@ fn file(state: &State, config: &Path) -> PathBuf {
 /// and that is the account's home, whatever `HOME` says.
 fn refuse_own_word(state: &State, config: &Path) -> anyhow::Result<()> {
     let Some(project) = config.parent().and_then(Path::parent) else { return Ok(()) };
-    if !is_own_word(&std::fs::canonicalize(state.path())?, project, || host::home_of(process::user())) {
+    if !lies_in(state.path(), project) {
         return Ok(());
     }
     let what = format!("the state directory {} lies in the project that it decides about", state.path().display());
     Err(Wrong::with_hint(what, format!("set {} to a folder outside of it", env::STATE_DIR)).into())
+}
+
+/// Whether a file or folder that decides about a project lies in it, other than by the project being the user's home.
+pub fn lies_in(path: &Path, project: &Path) -> bool {
+    std::fs::canonicalize(path).is_ok_and(|path| is_own_word(&path, project, || host::home_of(process::user())))
 }
 
 fn is_own_word(state: &Path, project: &Path, home: impl FnOnce() -> Option<PathBuf>) -> bool {
@@ -121,21 +143,26 @@ fn read(state: &State, config: &Path) -> anyhow::Result<Option<Record>> {
     refuse_own_word(state, config)?;
     let file = file(state, config);
     let name = || format!("the approval {} of {} does not count", file.display(), config.display());
-    let Some(bytes) = read_own(&file, MAX_RECORD).with_context(name)? else { return Ok(None) };
+    let Some((bytes, id)) = read_own(&file, MAX_RECORD).with_context(name)? else { return Ok(None) };
     let record: Record = serde_json::from_slice(&bytes).with_context(name)?;
     anyhow::ensure!(record.version == VERSION, "{}: it has version {}", name(), record.version);
     anyhow::ensure!(record.path == config.to_string_lossy(), "{}: it is for {}", name(), record.path);
-    Ok(Some(record))
+    // As if nobody had ever been asked: who had their home restored is asked again.
+    Ok(Some(record).filter(|record| record.file.is(Place::of(&id))))
 }
 
 fn write(state: &State, config: &Path, denied: bool, approved: Option<Approved>) -> anyhow::Result<()> {
     refuse_own_word(state, config)?;
-    let record = Record { version: VERSION, path: config.to_string_lossy().into_owned(), denied, approved };
-    let mut bytes = serde_json::to_vec_pretty(&record)?;
-    bytes.push(b'\n');
     state.folder(FOLDER)?;
+    let path = config.to_string_lossy().into_owned();
+    let make = |id: &FileId| {
+        let record = Record { version: VERSION, path, denied, approved, file: Place::of(id) };
+        let mut bytes = serde_json::to_vec_pretty(&record)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    };
     let file = file(state, config);
-    replace(&file, &bytes, Rights::Private).with_context(|| format!("cannot write {}", file.display()))
+    replace_with(&file, Rights::Private, make).with_context(|| format!("cannot write {}", file.display()))
 }
 
 #[cfg(test)]
@@ -207,6 +234,24 @@ mod tests {
         assert!(Trust::of(&state, &config, &hash).is_err());
         approve(&state, &config, b"{}").unwrap();
         assert_eq!(std::fs::read_dir(state.path().join(FOLDER)).unwrap().count(), 2, "temporary files are left");
+    }
+
+    #[test]
+    fn a_record_that_was_brought_along_is_none() {
+        let (_tmp, state, config) = scratch();
+        approve(&state, &config, b"{}").unwrap();
+        let file = file(&state, &config);
+        let bytes = std::fs::read(&file).unwrap();
+        let aside = file.with_extension("aside");
+        std::fs::rename(&file, &aside).unwrap();
+        std::fs::write(&file, &bytes).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(trust(&state, &config, b"{}"), Trust::Unknown);
+        // Moved with its folder it stays what it is.
+        std::fs::rename(&aside, &file).unwrap();
+        assert_eq!(trust(&state, &config, b"{}"), Trust::Approved);
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(serde_json::from_str::<Record>(&text.replace("\"file\"", "\"other\"")).is_err());
     }
 
     #[test]
