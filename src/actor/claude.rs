@@ -10,11 +10,15 @@ use serde_json::{Value, json};
 use crate::base::text;
 use crate::model::event::{Progress, Usage};
 use crate::model::plan::ClaudeTask;
+use crate::store::file;
 
 /// The program's name.
 pub const PROGRAM: &str = "claude";
 
 /// The settings files of a project, below its root.
+/// The largest of them that is read, in bytes.
+const MAX_SETTINGS: u64 = 4 << 20;
+
 const SETTINGS: [&str; 2] = [".claude/settings.json", ".claude/settings.local.json"];
 
 /// How a client is called.
@@ -88,8 +92,8 @@ pub const ENVIRONMENT: [(&str, &str); 3] = [
 /// there either.
 fn settings(project: &Path) -> Value {
     let mut rules = json!({"deny": [], "ask": []});
-    for file in SETTINGS {
-        let text = std::fs::read(project.join(file)).unwrap_or_default();
+    for name in SETTINGS {
+        let text = file::read(&project.join(name), MAX_SETTINGS).ok().flatten().unwrap_or_default();
         let value: Value = serde_json::from_slice(&text).unwrap_or_default();
         for kind in ["deny", "ask"] {
             let given = value["permissions"][kind].as_array().cloned().unwrap_or_default();

@@ -172,6 +172,9 @@ pub fn build(
         }
     }
     let path = all.get(OsStr::new("PATH")).cloned().unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    // A relative folder is whatever the task's own folder holds.
+    let path = std::env::join_paths(std::env::split_paths(&path).filter(|dir| dir.is_absolute())).unwrap_or(path);
+    all.insert("PATH".into(), path.clone());
     if let Some(dir) = identity.cpw_dir.filter(|d| !std::env::split_paths(&path).any(|p| p == *d)) {
         // Behind the user's own folders: it must not hide any of their programs.
         let mut longer = path;

@@ -21,7 +21,9 @@ const KEPT: [&str; 5] =
 
 /// Settings that hold for every call. A user's hooks and monitors are for the user's own calls; what a working tree is
 /// compared by has to be complete; and a file that git would only warn of is no error.
-const SETTINGS: [&str; 13] = [
+const SETTINGS: [&str; 14] = [
+    // A folder of the project with the shape of a repository is none: its settings would name programs to run.
+    "safe.bareRepository=explicit",
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.untrackedCache=false",

@@ -169,9 +169,16 @@ const ROUTING: [&str; 14] = [
     "XDG_CONFIG_HOME",
 ];
 
+/// What the names of further ones begin with: of the clouds that a client can be told to ask.
+const ROUTING_PREFIXES: [&str; 5] = ["AWS_", "CLOUD_ML_", "CLOUDSDK_", "GOOGLE_", "VERTEX_"];
+
 /// Whether a config or plan may set the variable `name` for a `claude` task, which has the user's login.
 pub fn may_set_for_client(name: &str) -> bool {
-    may_set(name) && !ROUTING.contains(&name.to_ascii_uppercase().as_str())
+    let upper = name.to_ascii_uppercase();
+    may_set(name)
+        && !decides(name)
+        && !ROUTING.contains(&upper.as_str())
+        && !ROUTING_PREFIXES.iter().any(|prefix| upper.starts_with(prefix))
 }
 
 #[cfg(test)]

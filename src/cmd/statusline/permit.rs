@@ -66,14 +66,18 @@ impl Reader {
     fn settings(&self) -> Vec<Vec<u8>> {
         let home = self.value("HOME").map(Path::new);
         let own = self.value("CLAUDE_CONFIG_DIR").map(PathBuf::from).or_else(|| Some(home?.join(".claude")));
+        let is_read = |source: &str| self.option("--setting-sources").is_none_or(|all| lists(all, source));
+        let own = own.filter(|_| is_read("user"));
         let mut files: Vec<PathBuf> = own.map(|dir| dir.join("settings.json")).into_iter().collect();
         let root = self.folder.as_ref().and_then(|folder| project::find(folder, home).ok());
         for root in self.folder.iter().chain(&root) {
-            files.extend(["settings.json", "settings.local.json"].map(|name| root.join(".claude").join(name)));
+            for (source, name) in [("project", "settings.json"), ("local", "settings.local.json")] {
+                files.extend(is_read(source).then(|| root.join(".claude").join(name)));
+            }
         }
         files.push(MANAGED.into());
         let mut all = Vec::new();
-        if let Some(named) = self.named() {
+        if let Some(named) = self.option("--settings") {
             match named.to_str().filter(|text| text.trim_start().starts_with('{')) {
                 Some(text) => all.push(text.as_bytes().to_vec()),
                 None => files.push(self.folder.clone().unwrap_or_default().join(named)),
@@ -83,14 +87,17 @@ impl Reader {
         all
     }
 
-    /// What its command line names as settings: a file, or their text.
-    fn named(&self) -> Option<&OsStr> {
-        let at = self.argv.iter().position(|arg| arg.as_encoded_bytes().starts_with(b"--settings"))?;
-        match self.argv[at].to_str()?.strip_prefix("--settings")? {
+    /// The value of an option on its command line.
+    fn option(&self, name: &str) -> Option<&OsStr> {
+        self.argv.iter().enumerate().find_map(|(at, arg)| match arg.to_str()?.strip_prefix(name)? {
             "" => self.argv.get(at + 1).map(OsString::as_os_str),
             with => with.strip_prefix('=').map(OsStr::new),
-        }
+        })
     }
+}
+
+fn lists(all: &OsStr, source: &str) -> bool {
+    all.to_str().is_some_and(|all| all.split(',').any(|one| one.trim() == source))
 }
 
 #[cfg(test)]
@@ -134,5 +141,9 @@ mod tests {
         assert_eq!(moved, ["own/settings.json", own, local, "p/more.json"]);
         assert_eq!(read(&[], "p", &["claude", "--settings={}"]), [own, local, "{}"]);
         assert_eq!(read(&[], "p", &["claude", "--settings"]), [own, local]);
+        // Sources that it was told not to read.
+        let args = ["claude", "-p", "--setting-sources", "user", "--settings", "{}"];
+        assert_eq!(read(&[("HOME", "home")], "p", &args), ["home/.claude/settings.json", "{}"]);
+        assert_eq!(read(&[("HOME", "home")], "p", &["claude", "--setting-sources=local, x"]), [local]);
     }
 }
