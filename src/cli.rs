@@ -2,6 +2,7 @@
 //! a file of `cmd`.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -145,7 +146,15 @@ pub fn main() -> ExitCode {
             // Help and version are no errors, and go to stdout. Clap's own code for wrong usage is 2, which is never ours.
             let wrong = e.use_stderr();
             // Who reads no further has seen enough.
-            let lost = e.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
+            let lost = !wrong && e.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
+            if wrong {
+                // It repeats words of the command line, names of files among them.
+                let text = e.render();
+                let colour =
+                    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+                let shown = if colour { text.ansi().to_string() } else { text.to_string() };
+                print::err(shown.trim_end());
+            }
             return match (wrong, lost) {
                 (true, _) => Exit::Usage,
                 (false, true) => Exit::Failed,

@@ -363,9 +363,7 @@ fn acquire(names: &[String], wait: Span, ttl: Option<Span>, as_json: bool) -> an
         (Place::leading(inside)?, String::new())
     } else {
         let caller = above.first().context("nobody has called this command")?;
-        let argv = caller.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let label = if argv.is_empty() { caller.comm.clone() } else { argv };
-        (process::identity_of(caller.pid).context("who has called this command has ended")?, label)
+        (process::identity_of(caller.pid).context("who has called this command has ended")?, caller.comm.clone())
     };
     let mut wanted = want(resources, place.holder(process, &label)?, ttl);
     // A script outlives a call that was killed; its place in the queue does not.
@@ -381,7 +379,9 @@ fn turn_into(args: &Args) -> anyhow::Result<Exit> {
     above::refuse_below_client("a command is not started by `cpw lease`", "may have it started")?;
     let place = Place::here()?;
     let resources = place.resources(&args.names)?;
-    let label = args.command.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    // Its name alone: arguments can be secrets, and what was asked for, and the log of leases is never cleaned.
+    let program = args.command.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let label = program.to_string_lossy();
     let mut wanted = want(resources, place.holder(process::me(), &label)?, args.ttl);
     let mut desk = place.desk()?;
     let limit = match (&place.inside, args.attempt) {

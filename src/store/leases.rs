@@ -208,8 +208,13 @@ impl Desk {
     }
 
     fn of(dir: Dir) -> Result<Option<Desk>, DeskError> {
-        dir.check_private()
-            .map_err(|source| DeskError::Folder(RunError::Io { path: dir.path().to_owned(), source }))?;
+        let at_folder = |source| DeskError::Folder(RunError::Io { path: dir.path().to_owned(), source });
+        dir.check_private().map_err(at_folder)?;
+        // What git checks out can be read by others; what cpw has made never was.
+        if dir.owner().map_err(at_folder)?.1 & 0o077 != 0 {
+            let what = "your cpw has not made it: it came with the project; move it away to have leases here";
+            return Err(at_folder(io::Error::new(io::ErrorKind::PermissionDenied, what)));
+        }
         let log = match Log::open(&dir) {
             Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|e| DeskError::Log(dir.path().to_owned(), e))?,
