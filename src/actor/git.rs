@@ -218,7 +218,7 @@ impl Repo {
         let top = git.at(project).args(["rev-parse", "--show-toplevel"]).line().map_err(|e| {
             if e.contains("not a git repository") {
                 format!("{shown} is not in a git repository: `git init` makes one, else leave \"isolate\" out")
-            } else if e.contains("must be run in a work tree") {
+            } else if e.contains("must be run in a work tree") || e.contains("cannot use bare repository") {
                 format!("the git repository of {shown} has no files (it is bare): work in a clone or worktree of it")
             } else {
                 e
