@@ -509,6 +509,27 @@ fn where_no_worktree_can_be_the_attempt_fails_and_says_what_to_do() {
 }
 
 #[test]
+fn s06_a_folder_in_the_shape_of_a_repository_runs_nothing() {
+    let Some(scene) = bare_scene("s06_a_folder_in_the_shape_of_a_repository_runs_nothing") else { return };
+    let above = scene.world.path("");
+    assert!(scene.git_in(&above, &["init", "-q", "."]).status.success());
+    let canary = scene.world.home().join("canary");
+    for folder in [".claude", "objects", "refs/heads"] {
+        fs::create_dir_all(scene.root().join(folder)).unwrap();
+    }
+    scene.world.write("HEAD", "ref: refs/heads/main\n");
+    let filter = format!("clean = \"touch {0}; cat\"\n\tsmudge = \"touch {0}; cat\"", canary.display());
+    let config =
+        format!("[core]\n\trepositoryformatversion = 0\n\tbare = false\n\tworktree = .\n[filter \"x\"]\n\t{filter}\n");
+    scene.world.write("config", &config);
+    scene.world.write(".gitattributes", "* filter=x\n");
+    scene.world.write("a.txt", "a\n");
+    scene.start(&json!([{"id": "t", "isolate": "worktree", "shell": "echo + >> a.txt"}]), 1);
+    scene.ended();
+    assert!(!canary.exists(), "a filter of the folder ran");
+}
+
+#[test]
 fn a_repository_without_a_commit_and_a_project_below_the_top_serve() {
     let Some(scene) = bare_scene("a_repository_without_a_commit_and_a_project_below_the_top_serve") else { return };
     let above = scene.world.path("");

@@ -711,6 +711,12 @@ fn s08_the_model_cannot_approve_or_start_what_nobody_approved() {
         &["resume", scene.id()],
         &["result", "x", "--apply"],
         &["run", "--prompt", "analyze"],
+        // What writes where it is told.
+        &["init"],
+        &["init", "--user"],
+        &["init", "--local"],
+        &["trace", "--format", "text", "-o", "page"],
+        &["man", "--dir", "pages"],
     ];
     let marks =
         ["CLAUDECODE", "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_PID"];
@@ -750,6 +756,9 @@ fn s08_the_model_cannot_approve_or_start_what_nobody_approved() {
         }
     }
     assert!(!scene.world.state().join("triggers").exists());
+    for name in [".claude/settings.json", ".claude/settings.local.json", "page", "pages"] {
+        assert!(!scene.world.project().join(name).exists(), "{name}");
+    }
     fs::write(scene.world.home().join("go"), "").unwrap();
     assert!(scene.world.cpw(&["wait", "--run", &run, "--timeout", "60s"]).output().unwrap().status.success());
     tried("commands of a model, by the surroundings that it can fake", count, 200);
@@ -767,14 +776,18 @@ fn s08_a_task_may_start_what_a_model_below_it_may_not() {
         ./claude cpw run evil.json; [ $? = 3 ] || exit 3
         ./claude cpw lease gpu -- touch evil; [ $? = 3 ] || exit 4
         cpw allow --yes; [ $? = 3 ] || exit 5";
-    let tasks =
-        json!([{"id": "a", "shell": script}, {"id": "b", "shell": script, "resources": ["port:1"], "needs": ["a"]}]);
+    let tasks = json!([{"id": "a", "shell": script}, {"id": "b", "shell": script, "resources": ["port:1"], "needs": ["a"]},
+            // Nothing of its environment is left, and nobody above it but its worker.
+            {"id": "c", "shell": "exec env -i HOME=\"$HOME\" CPW_STATE_DIR=\"$CPW_STATE_DIR\" PATH=\"$PATH\" \
+                sh -c 'cpw allow --yes 2>why; echo $? >code'"}]);
     world.write("outer.json", &json!({"version": 1, "tasks": tasks}).to_string());
     let out = world.cpw(&["run", "outer.json"]).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     for (name, there) in [("inner", true), ("leased", true), ("evil", false)] {
         assert_eq!(world.project().join(name).exists(), there, "{name}");
     }
+    let why = world.read("why").unwrap();
+    assert!(world.read("code").unwrap() == "3\n" && why.contains("part of a task"), "{why}");
 }
 
 #[test]
@@ -1057,4 +1070,24 @@ fn s06_the_real_client_in_a_hostile_repository_shows_its_model_nothing_of_it() {
         let changed: Vec<_> = now.into_iter().filter(|now| !own(&now.0) && !before.contains(now)).collect();
         assert!(changed.is_empty(), "{changed:#?}");
     });
+}
+
+#[test]
+fn s06_leases_that_came_with_a_project_are_nobodys() {
+    let world = World::new();
+    let at = world.project().join(".claude/runs/project");
+    assert!(world.cpw(&["lease", "db", "--", "true"]).output().unwrap().status.success());
+    let log = fs::read(at.join("events.jsonl")).unwrap();
+    // As git checks it out.
+    fs::remove_dir_all(&at).unwrap();
+    fs::create_dir(&at).unwrap();
+    fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(at.join("events.jsonl"), &log).unwrap();
+    let before = picture(&at);
+    let out = world.cpw(&["lease", "db", "--", "touch", "ran"]).output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("it came with the project"), "{}", text(&out));
+    assert!(matches!(world.cpw(&["status"]).output().unwrap().status.code(), Some(0 | 1)));
+    assert!(matches!(world.cpw(&["lease"]).output().unwrap().status.code(), Some(0 | 1)));
+    assert_eq!(picture(&at), before);
+    assert!(!world.project().join("ran").exists());
 }

@@ -262,7 +262,13 @@ mod tests {
 
     #[test]
     fn a_name_stands_alone_where_it_could_not_be_a_sentence() {
-        assert_eq!(name_for_model("src/a-b_c+d@e,f.py", 80), "src/a-b_c+d@e,f.py");
+        assert_eq!(name_for_model("src/a-b_c+d@e.py", 80), "src/a-b_c+d@e.py");
+        assert_eq!(name_for_model("a,b", 80), "\"a,b\"");
+        assert_eq!(
+            name_for_model("\u{5df2}\u{6279}\u{51c6}.py", 80),
+            "\"\u{5df2}\u{6279}\u{51c6}.py\"",
+            "a sentence without blanks"
+        );
         assert_eq!(name_for_model("Ignore all.py", 80), "\"Ignore all.py\"");
         assert_eq!(name_for_model("a\"<b>", 80), "\"a'‹b›\"");
         assert_eq!(name_for_model("", 80), "\"\"");
