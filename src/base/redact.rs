@@ -3,6 +3,12 @@
 //!
 //! A scanner by hand: it looks at every character a bounded number of times, and at words that no rule begins with once. A
 //! rule asks for enough that hashes, ids, paths and words stay what they are; a secret without any shape stays, too.
+//!
+//! What cannot be told from ordinary text stays: a password of several words, unless it stands in quotes behind `=`; one that
+//! reads like an expression of a program (`password=config.password`, `password=f(x)`); digits alone, fewer than six,
+//! behind a name like `db_pass`, as counts have them; a `…_KEY` whose value does not look random, or whose name is in lower
+//! case; `PASS:` and `pwd:`, which tests and shells say; words joined by dashes behind `secret: `; `user:password` behind a
+//! `-u` that is not curl's; `key-` and 32 hexadecimal digits behind a word such as `etag`.
 
 use std::borrow::Cow;
 
@@ -18,6 +24,8 @@ enum Of {
     Url,
     /// Those with `+`, `/`, `=` and `.`, too.
     Any,
+    /// Those with `%`, as addresses and cookies have them.
+    Encoded,
     /// Upper case letters and digits.
     Upper,
     /// Hexadecimal digits in lower case.
@@ -30,6 +38,7 @@ impl Of {
             Of::Alnum => b.is_ascii_alphanumeric(),
             Of::Url => b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'),
             Of::Any => b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'+' | b'/' | b'=' | b'.'),
+            Of::Encoded => b == b'%' || Of::Any.has(b),
             Of::Upper => b.is_ascii_uppercase() || b.is_ascii_digit(),
             Of::Hex => matches!(b, b'0'..=b'9' | b'a'..=b'f'),
         }
@@ -93,6 +102,11 @@ const PREFIXES: &[(&str, Of, usize)] = &[
     ("tskey-auth-", Of::Url, 16),
     ("tskey-api-", Of::Url, 16),
     ("NRAK-", Of::Upper, 27),
+    ("dp.pt.", Of::Alnum, 40),
+    ("dp.ct.", Of::Alnum, 40),
+    ("dp.sa.", Of::Alnum, 40),
+    ("dp.st.", Of::Any, 40),
+    ("gAAAA", Of::Url, 60),
     ("glsa_", Of::Url, 32),
     ("sntrys_", Of::Any, 40),
     ("sntryu_", Of::Hex, 64),
@@ -115,9 +129,11 @@ const PREFIXES: &[(&str, Of, usize)] = &[
     ("xoxs-", Of::Url, 20),
     ("xoxe-", Of::Url, 20),
     ("xoxc-", Of::Url, 20),
+    ("xoxd-", Of::Encoded, 20),
     ("xapp-", Of::Url, 20),
     ("hooks.slack.com/services/", Of::Any, 20),
     ("discord.com/api/webhooks/", Of::Any, 40),
+    ("discordapp.com/api/webhooks/", Of::Any, 40),
     ("lin_api_", Of::Alnum, 30),
     ("ntn_", Of::Alnum, 40),
     ("secret_", Of::Alnum, 40),
@@ -138,7 +154,28 @@ const BEGINNINGS: [bool; 128] = {
 };
 
 /// Ends of names whose value is a password: any value is one.
-const PASSWORDS: &[&str] = &["password", "passwd", "passphrase", "_pass", "_pwd", "-pass"];
+const PASSWORDS: &[&str] = &["password", "passwd", "passphrase", "_pwd"];
+
+/// What stands before `_pass` where it is no password, but a way through something, or a test that passed.
+const NO_PASSWORDS: &[&str] = &[
+    "all", "by", "com", "count", "did", "double", "each", "fast", "first", "last", "max", "min", "multi", "must", "n",
+    "next", "no", "num", "number", "one", "per", "pre", "render", "second", "should", "single", "slow", "test",
+    "tests", "third", "three", "to", "total", "two",
+];
+
+/// Words before a colon after which `key-` and digits of a hash are no key.
+const HASHES: &[&str] = &["etag", "cache", "md5", "digest", "checksum"];
+
+/// Names before `_key` whose value everybody may know.
+const NO_KEYS: &[&str] =
+    &["public_key", "cache_key", "pub_key", "primary_key", "sort_key", "foreign_key", "partition_key"];
+
+/// What expressions of a program begin with that lead to a secret.
+const ROOTS: &[&str] = &[
+    "app", "args", "cfg", "conf", "config", "context", "ctx", "data", "env", "local", "module", "options", "opts",
+    "os", "params", "process", "props", "req", "request", "secrets", "self", "settings", "state", "this", "user",
+    "var",
+];
 
 /// Ends of names whose value is a token or a key, where it looks like one. In lower case, `-` as `_`.
 const KEYS: &[&str] = &[
@@ -179,7 +216,7 @@ struct Found {
 
 /// The text with [`MARK`] in the place of what has the shape of a secret. What is marked already stays as it is.
 pub fn redact(text: &str) -> Cow<'_, str> {
-    let mut scan = Scan { text: text.as_bytes(), value_end: 0 };
+    let mut scan = Scan { text: text.as_bytes(), value_end: 0, curl_end: 0 };
     let mut out = String::new();
     let (mut written, mut at) = (0, 0);
     while let Some(found) = scan.next(&mut at) {
@@ -199,6 +236,8 @@ struct Scan<'t> {
     text: &'t [u8],
     /// Where the last value without quotes has ended, so that one with many names in it is looked at once.
     value_end: usize,
+    /// Where the command of the last `curl` ends.
+    curl_end: usize,
 }
 
 impl Scan<'_> {
@@ -219,8 +258,13 @@ impl Scan<'_> {
             let b = self.text[begin];
             let before = begin.checked_sub(1).map(|i| self.text[i]);
             if b.is_ascii_alphanumeric() && !before.is_some_and(|b| b.is_ascii_alphanumeric()) {
-                if let Some(found) = self.word(begin, before) {
-                    return Some(found);
+                let found = self.word(begin, before);
+                // Behind `\n` and `%20` as they are written out, a word begins, too.
+                let inner = begin + self.escape(begin);
+                let is_inner = inner > begin && self.byte(inner).is_some_and(|b| b.is_ascii_alphanumeric());
+                let found = if is_inner { found.or_else(|| self.word(inner, None)) } else { found };
+                if found.is_some() {
+                    return found;
                 }
                 *at = self.run(begin, usize::MAX, |b| b.is_ascii_alphanumeric());
                 continue;
@@ -238,6 +282,18 @@ impl Scan<'_> {
         None
     }
 
+    /// How many characters at `at` belong to an escape that has begun before it: the `n` of `\n`, the `20` of `%20`.
+    fn escape(&self, at: usize) -> usize {
+        let hex = |from: usize, count: usize| self.run(from, count, |b| b.is_ascii_hexdigit()) == from + count;
+        match (at.checked_sub(1).map(|i| self.text[i]), self.byte(at)) {
+            (Some(b'\\'), Some(b'n' | b'r' | b't' | b'b' | b'f' | b'v' | b'0')) => 1,
+            (Some(b'\\'), Some(b'u')) if hex(at + 1, 4) => 5,
+            (Some(b'\\'), Some(b'x')) if hex(at + 1, 2) => 3,
+            (Some(b'%'), _) if hex(at, 2) => 2,
+            _ => 0,
+        }
+    }
+
     /// A secret that begins with the word at `at`, or that this word announces.
     fn word(&mut self, at: usize, before: Option<u8>) -> Option<Found> {
         let inside = before.is_some_and(|b| matches!(b, b'_' | b'-' | b'.'));
@@ -245,7 +301,7 @@ impl Scan<'_> {
         let found = if begins { self.prefixed(at) } else { None };
         // What spans several words begins with the first of them.
         let found = found.or_else(|| if inside { None } else { self.token(at) });
-        if found.is_some() { found } else { self.named(at) }
+        found.or_else(|| self.of_curl(at, before)).or_else(|| self.named(at))
     }
 
     fn prefixed(&self, at: usize) -> Option<Found> {
@@ -262,8 +318,21 @@ impl Scan<'_> {
                 !matches!(of, Of::Upper | Of::Hex) || !self.byte(to).is_some_and(|b| b.is_ascii_alphanumeric());
             // Of the access keys of AWS each has that length.
             let fits = !matches!(*prefix, "AKIA" | "ASIA") || to - from == *least;
+            let fits = fits && !(*prefix == "key-" && self.is_hash(at));
             (is_whole && fits).then_some(Found { from, to: self.without_stop(from, to) })
         })
+    }
+
+    /// Whether what stands before `at` says that a hash follows.
+    fn is_hash(&self, at: usize) -> bool {
+        let is_between = |b: &u8| matches!(b, b' ' | b':' | b'=' | b'"' | b'\'' | b'\\');
+        let before = &self.text[..at];
+        let between = before.iter().rev().take(8).take_while(|b| is_between(b)).count();
+        let before = &before[..at - between];
+        between > 0
+            && HASHES.iter().any(|word| {
+                before.len() >= word.len() && before[before.len() - word.len()..].eq_ignore_ascii_case(word.as_bytes())
+            })
     }
 
     /// A full stop at the end is the sentence's.
@@ -276,7 +345,7 @@ impl Scan<'_> {
         match self.text[at] {
             b'e' if self.text[at..].starts_with(b"eyJ") => self.web_token(at),
             b'S' if self.text[at..].starts_with(b"SG.") => self.dotted(at, 3, &[16, 16]),
-            b'M' | b'N' | b'O' => self.dotted(at, 0, &[23, 6, 27]),
+            b'M' | b'N' | b'O' => self.discord(at),
             b'0'..=b'9' => self.bot(at),
             b'b' if self.text[at..].starts_with(b"bot") => self.bot(at + 3),
             b'B' | b'b' => self.scheme(at),
@@ -301,12 +370,35 @@ impl Scan<'_> {
         is_random(&self.text[from..to]).then_some(Found { from, to })
     }
 
-    /// A JSON web token: its parts are JSON in base64.
+    /// A bot of Discord: its number in base64, six characters, and at least 27.
+    fn discord(&self, at: usize) -> Option<Found> {
+        let found = self.dotted(at, 0, &[23, 6, 27])?;
+        let mut parts = self.text[at..found.to].split(|b| *b == b'.');
+        let number = decoded(parts.next()?).all(|b| b.is_some_and(|b| b.is_ascii_digit()));
+        (number && parts.next()?.len() == 6).then_some(found)
+    }
+
+    /// A JSON web token: its parts are JSON in base64. One that is encrypted has five, of which the second may be empty.
     fn web_token(&self, at: usize) -> Option<Found> {
         let head = self.run(at, 2048, |b| Of::Url.has(b));
-        let is_one = head - at >= 12 && self.text[head..].starts_with(b".ey");
-        let to = if is_one { self.run(head, usize::MAX, |b| Of::Url.has(b) || b == b'.') } else { return None };
-        Some(Found { from: at + 3, to: self.without_stop(at + 3, to) })
+        if head - at < 12 {
+            return None;
+        }
+        let from = at + 3;
+        if self.text[head..].starts_with(b".ey") {
+            let to = self.run(head, usize::MAX, |b| Of::Url.has(b) || b == b'.');
+            return Some(Found { from, to: self.without_stop(from, to) });
+        }
+        let mut to = head;
+        for least in [0, 12, 1, 16] {
+            let part = to + 1;
+            let end = self.run(part, usize::MAX, |b| Of::Url.has(b));
+            if self.byte(to) != Some(b'.') || end - part < least {
+                return None;
+            }
+            to = end;
+        }
+        is_random(&self.text[from..to]).then_some(Found { from, to })
     }
 
     /// A bot of Telegram: its number, a colon, 35 characters.
@@ -315,42 +407,176 @@ impl Scan<'_> {
         let from = colon + 1;
         let to = self.run(from, 40, |b| Of::Url.has(b));
         let fits = (8..=10).contains(&(colon - at)) && self.byte(colon) == Some(b':') && to - from == 35;
-        (fits && is_mixed(&self.text[from..to])).then_some(Found { from, to })
+        let secret = self.text.get(from..to)?;
+        (fits && is_mixed(secret) && is_random(secret)).then_some(Found { from, to })
     }
 
     /// `Bearer TOKEN` and `Basic dXNlcjpwYXNz`.
     fn scheme(&self, at: usize) -> Option<Found> {
         let is = |word: &[u8]| self.text.get(at..at + word.len()).is_some_and(|w| w.eq_ignore_ascii_case(word));
-        let bearer = is(b"bearer ");
-        let from = at + if bearer { 7 } else { 6 };
-        if !bearer && !is(b"basic ") {
+        let bearer = is(b"bearer");
+        let word = at + if bearer { 6 } else { 5 };
+        if !bearer && !is(b"basic") {
             return None;
         }
+        let from = self.blank(word)?;
         let to = self.run(from, usize::MAX, |b| Of::Any.has(b) || b == b'~');
         let secret = &self.text[from..to];
         let is_secret = if bearer { secret.len() >= 16 && is_random(secret) } else { is_user_and_password(secret) };
         is_secret.then_some(Found { from, to: self.without_stop(from, to) })
     }
 
-    /// The value that follows a name which says that it is a secret: `NAME=VALUE`, `"NAME": "VALUE"`, `NAME: VALUE`,
-    /// `--NAME VALUE`.
+    /// Behind the blank at `at`, which may be written as `%20`.
+    fn blank(&self, at: usize) -> Option<usize> {
+        let is = |blank: &[u8]| self.text[at..].starts_with(blank).then_some(at + blank.len());
+        is(b" ").or_else(|| is(b"%20"))
+    }
+
+    /// The password of `curl -u user:password`.
+    fn of_curl(&mut self, at: usize, before: Option<u8>) -> Option<Found> {
+        if at >= self.curl_end {
+            if self.text[at..].starts_with(b"curl") && self.run(at, 5, |b| b.is_ascii_alphanumeric()) == at + 4 {
+                self.curl_end = self.run(at, usize::MAX, |b| !matches!(b, b'\n' | b'|'));
+            }
+            return None;
+        }
+        let is_option = |option: &[u8]| self.text[at..].starts_with(option) && before == Some(b'-');
+        let behind = if is_option(b"user ") || is_option(b"user=") {
+            at + 5
+        } else if is_option(b"u") || is_option(b"U") {
+            at + 1
+        } else {
+            return None;
+        };
+        let dashes = self.text[..at].iter().rev().take(3).take_while(|b| **b == b'-').count();
+        let is_begin = at.checked_sub(dashes + 1).is_none_or(|i| !Of::Alnum.has(self.text[i]));
+        if dashes != usize::from(behind > at + 1) + 1 || !is_begin {
+            return None;
+        }
+        let value = self.value(self.run(behind, 4, |b| b == b' '))?;
+        let colon = self.run(value.from, MAX_NAME, |b| b != b':' && !b.is_ascii_whitespace());
+        let from = colon + 1;
+        let is_pair = self.byte(colon) == Some(b':') && colon > value.from && from < value.to;
+        (is_pair && !is_placeholder(&self.text[from..value.to])).then_some(Found { from, to: value.to })
+    }
+
+    /// The value that follows a name which says that it is a secret.
     fn named(&mut self, at: usize) -> Option<Found> {
         // Of a name of many words, its last one.
         let end = self.run(at, MAX_NAME, |b| b.is_ascii_alphanumeric());
-        if self.byte(end).is_none_or(|b| !matches!(b, b'=' | b':' | b' ' | b'"' | b'\'' | b'\\')) {
+        let is_followed =
+            |b: u8| matches!(b, b'=' | b':' | b'"' | b'\'' | b'\\' | b'>' | b'%') || b.is_ascii_whitespace();
+        if !self.byte(end).is_some_and(is_followed) {
             return None;
         }
         let begin = at - self.text[..at].iter().rev().take(MAX_NAME).take_while(|b| Of::Url.has(**b)).count();
-        let name: Vec<u8> = self.text[begin..end].iter().map(u8::to_ascii_lowercase).collect();
-        let kind = kind_of(&name)?;
+        let mut buffer = [0; 2 * MAX_NAME];
+        let name = buffer.get_mut(..end - begin)?;
+        name.copy_from_slice(&self.text[begin..end]);
+        let is_upper = !name.iter().any(u8::is_ascii_lowercase);
+        name.make_ascii_lowercase();
+        let before = begin.checked_sub(1).map(|i| self.text[i]);
+        let escaped = name.get(self.escape(begin)..).unwrap_or_default();
+        if [&*name, escaped].iter().any(|n| matches!(n.strip_prefix(b"--").unwrap_or(n), b"cookie" | b"set-cookie")) {
+            return self.cookie(name, end);
+        }
+        let kind = match (kind_of(name, is_upper).or_else(|| kind_of(escaped, is_upper)), before) {
+            (Some(kind), _) => kind,
+            (None, Some(b'?' | b'&')) if name == b"sig" => Kind::Signature,
+            (None, Some(b':')) if name == b"_auth" => Kind::Key,
+            _ => return None,
+        };
+        let found = match (self.byte(end), before) {
+            (Some(b'>'), Some(b'<')) => self.element(end + 1, kind),
+            (Some(b' ' | b'\t' | b'\n'), _) if name == b"password" => self.of_machine(begin, end),
+            _ => None,
+        };
+        found.or_else(|| self.pair(begin, end, kind)).or_else(|| self.assigned(begin, end, name, kind))
+    }
+
+    /// What stands between `<password>` and `</password>`.
+    fn element(&self, from: usize, kind: Kind) -> Option<Found> {
+        let to = self.run(from, usize::MAX, |b| b != b'<' && b != b'\n');
+        let value = &self.text[from..to];
+        let is_secret = self.text[to..].starts_with(b"</") && !has_words(value) && is_worth(value, kind, true);
+        is_secret.then_some(Found { from, to })
+    }
+
+    /// The password in `machine HOST login USER password PASSWORD`, as `.netrc` has it.
+    fn of_machine(&mut self, begin: usize, end: usize) -> Option<Found> {
+        let start = begin.saturating_sub(4 * MAX_NAME);
+        let mut words = self.text[start..begin].rsplit(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        words.next()?;
+        let is_machine = match words.next()? {
+            b"machine" => true,
+            b"login" => words.next()? == b"default" || words.next()? == b"machine",
+            _ => false,
+        };
+        let from = self.run(end, 16, |b| b.is_ascii_whitespace());
+        let value = if is_machine { self.value(from)? } else { return None };
+        (!is_placeholder(&self.text[value.from..value.to])).then_some(value)
+    }
+
+    /// The value in `"name": "DB_PASSWORD", "value": "VALUE"`, and in `name: DB_PASSWORD`, `value: VALUE`.
+    fn pair(&mut self, begin: usize, end: usize, kind: Kind) -> Option<Found> {
+        let closed = self.quote_end(end);
+        let is_quoted = closed > end;
+        if !is_quoted && !self.text[..begin].ends_with(b"name: ") {
+            return None;
+        }
+        let comma = closed + usize::from(is_quoted && self.byte(closed) == Some(b','));
+        let next = self.quote_end(self.run(comma, MAX_NAME, |b| b.is_ascii_whitespace()));
+        if !self.text.get(next..next + 5)?.eq_ignore_ascii_case(b"value") {
+            return None;
+        }
+        let gap = self.run(self.quote_end(next + 5), 4, |b| b == b' ');
+        if !matches!(self.byte(gap)?, b':' | b'=') {
+            return None;
+        }
+        let value = self.value(self.run(gap + 1, 4, |b| b == b' '))?;
+        let text = &self.text[value.from..value.to];
+        (!has_words(text) && is_worth(text, kind, true)).then_some(value)
+    }
+
+    /// The cookies of `Cookie: NAME=VALUE; NAME=VALUE`; of one that is set, its value.
+    fn cookie(&self, name: &[u8], end: usize) -> Option<Found> {
+        let closed = self.quote_end(end);
+        let from = match self.byte(closed)? {
+            b':' => closed + 1,
+            b' ' | b'=' if name.starts_with(b"--") => closed + 1,
+            _ => return None,
+        };
+        let pair = |from: usize| {
+            let name = self.run(from, MAX_NAME, |b| Of::Url.has(b) || b == b'.');
+            (name > from && self.byte(name) == Some(b'=')).then_some(name + 1)
+        };
+        let is_over = |b: u8| b.is_ascii_whitespace() || matches!(b, b'"' | b'\'' | b';' | b',' | b'\\');
+        let from = pair(self.quote_end(self.run(from, 4, |b| b == b' ')))?;
+        let mut to = self.run(from, usize::MAX, |b| !is_over(b));
+        while !name.ends_with(b"set-cookie") && self.text[to..].starts_with(b"; ") {
+            let Some(value) = pair(to + 2) else { break };
+            to = self.run(value, usize::MAX, |b| !is_over(b));
+        }
+        (to - from >= 8 && !is_placeholder(&self.text[from..to])).then_some(Found { from, to })
+    }
+
+    /// The value of `NAME=VALUE`, `"NAME": "VALUE"`, `NAME: VALUE`, `NAME := "VALUE"`, `'NAME' => 'VALUE'`, `--NAME VALUE`.
+    fn assigned(&mut self, begin: usize, end: usize, name: &[u8], kind: Kind) -> Option<Found> {
         let is_flag = name.starts_with(b"--");
         let closed = self.quote_end(end);
         let gap = self.run(closed, 4, |b| b == b' ');
-        let (mut from, firm) = match self.byte(gap)? {
-            b'=' if gap == closed => (gap + 1, true),
-            b'=' => (gap + 1, false),
-            b':' => (gap + 1, closed > end),
-            _ if is_flag && gap > closed => (gap, true),
+        let is_symbol = self.text[..begin].ends_with(b":") && !self.text[..begin].ends_with(b"::");
+        let is_password = matches!(kind, Kind::Password | Kind::Pass);
+        // Whether only a value can stand there, only one in quotes, and one of several words.
+        let (mut from, firm, quoted_only, words) = match self.text.get(gap..)? {
+            [b'=', b'>', ..] if closed > end || is_symbol => (gap + 2, false, true, false),
+            [b':', b'=', ..] => (gap + 2, false, true, is_password),
+            [b'=', b'=' | b'>', ..] if is_password => (self.run(gap, 3, |b| b == b'='), false, true, true),
+            [b'=', b'=' | b'>', ..] => return None,
+            [b'=', ..] => (gap + 1, gap == closed, false, gap == closed || is_password),
+            [b'%', b'3', b'D' | b'd', ..] if gap == end => (gap + 3, true, false, false),
+            [b':', ..] => (gap + 1, closed > end, false, false),
+            [_, ..] if is_flag && gap > closed => (gap, true, false, true),
             _ => return None,
         };
         if self.byte(gap) != Some(b'=') || !firm {
@@ -360,8 +586,52 @@ impl Scan<'_> {
         if name.ends_with(b"authorization") {
             from = self.behind_scheme(from);
         }
-        let value = self.value(from)?;
-        is_worth(&self.text[value.from..value.to], kind, firm || value.from > from).then_some(value)
+        let mut value = self.value(from)?;
+        let is_quoted = value.from > from;
+        let text = &self.text[value.from..value.to];
+        if !is_quoted {
+            let is_option = is_flag && gap > closed && is_setting(text);
+            let is_secret = !quoted_only && !is_option && !self.is_expression(value) && is_worth(text, kind, firm);
+            return is_secret.then_some(value);
+        }
+        if words || !has_words(text) {
+            return is_worth(text, kind, true).then_some(value);
+        }
+        // The quote of a text that was cut: its first word.
+        if self.byte(value.to).is_none_or(|b| b == b'\n') {
+            value.to = self.run(value.from, usize::MAX, |b| !b.is_ascii_whitespace());
+            let text = &self.text[value.from..value.to];
+            return (!text.is_empty() && is_worth(text, kind, false)).then_some(value);
+        }
+        None
+    }
+
+    /// Whether a value without quotes is an expression of a program: `settings.API_KEY`, `tokens[i]`, `getenv("X")`.
+    fn is_expression(&self, value: Found) -> bool {
+        let text = &self.text[value.from..value.to.min(value.from + MAX_HEAD)];
+        let path = text.iter().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.')).count();
+        let (path, rest) = text.split_at(path);
+        let digit = path.iter().any(u8::is_ascii_digit);
+        let next = self.byte(value.to);
+        let mut parts = path.split(|b| *b == b'.');
+        let is_name = |part: &[u8]| part.first().is_some_and(|b| !b.is_ascii_digit()) && part.len() <= 32;
+        if !parts.clone().all(is_name) {
+            return false;
+        }
+        let count = parts.clone().count();
+        match rest.first() {
+            // An index, which is closed, or a text.
+            Some(b'[') => !digit && (rest.contains(&b']') || (rest.len() == 1 && matches!(next, Some(b'"' | b'\'')))),
+            Some(b'(') => (!digit || count > 1) && matches!(next, Some(b')' | b'"' | b'\'' | b',')),
+            None if count > 1 => {
+                let is_root = parts
+                    .next()
+                    .is_some_and(|first| ROOTS.iter().any(|root| first.eq_ignore_ascii_case(root.as_bytes())));
+                let is_secret = parts.next_back().is_some_and(is_name_of_secret);
+                is_root && !digit || is_secret
+            }
+            _ => false,
+        }
     }
 
     /// Behind the quote that may stand at `at`, with the backslashes before it.
@@ -373,7 +643,7 @@ impl Scan<'_> {
     fn behind_scheme(&self, at: usize) -> usize {
         let at = self.quote_end(at);
         let word = self.run(at, 12, |b| b.is_ascii_alphabetic());
-        if word > at && self.byte(word) == Some(b' ') { word + 1 } else { at }
+        if word > at { self.blank(word).unwrap_or(at) } else { at }
     }
 
     /// A value: what stands in quotes, to the end of the line where they are not closed; else a word.
@@ -387,8 +657,17 @@ impl Scan<'_> {
             if at >= self.value_end {
                 self.value_end = self.run(at, usize::MAX, |b| !is_over(b));
             }
-            let to = self.value_end;
+            let mut to = self.value_end;
+            // The backslash of a quote that is escaped is the quote's.
+            if matches!(self.byte(to), Some(b'"' | b'\'')) {
+                to -= self.text[at..to].iter().rev().take_while(|b| **b == b'\\').count();
+            }
             return (to > at).then_some(Found { from, to: self.without_stop(from, to) });
+        }
+        // A quote that only ends what stands before it.
+        let is_over = |b: u8| b.is_ascii_whitespace() || matches!(b, b',' | b')' | b'}' | b']' | b';');
+        if self.byte(from).is_none_or(is_over) {
+            return None;
         }
         let (quote, escaped) = (self.text[from - 1], from - at > 1);
         let mut slashes = 0;
@@ -433,10 +712,39 @@ impl Scan<'_> {
         }
         let from = at + 11 + name.len() + 5;
         let body = &self.text[from..];
-        let to = body.windows(8).position(|w| w == b"-----END").map_or(self.text.len(), |end| from + end);
+        // Of another key that begins before, it is the end.
+        let next = body.windows(8).position(|w| w == b"-----END" || w == b"-----BEG").map(|next| from + next);
+        let end = next.filter(|next| self.text[*next..].starts_with(b"-----END"));
+        let to = end.unwrap_or_else(|| self.key_lines(from, next.unwrap_or(self.text.len())));
         // Marked already, or empty.
-        let is_key = body[..to - from].iter().filter(|b| b.is_ascii_alphanumeric()).take(16).count() == 16;
+        let is_key = self.text[from..to].iter().filter(|b| b.is_ascii_alphanumeric()).take(16).count() == 16;
         is_key.then_some(Found { from, to })
+    }
+
+    /// The end of the lines of base64 from `from` on; `from` where there are none. No words are among them.
+    fn key_lines(&self, from: usize, most: usize) -> usize {
+        let (mut to, mut at) = (from, from);
+        while at < most {
+            // Between two lines: blanks, also as they are written out.
+            let is_between = |b: u8| b.is_ascii_whitespace() || matches!(b, b'\\' | b'"' | b'\'');
+            at = self.run(at, most - at, is_between);
+            at += self.escape(at).min(1);
+            let line = self.run(at, most - at, |b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='));
+            let text = &self.text[at..line];
+            let is_long = text.len() >= 24 && (is_mixed(text) || is_random(text));
+            let is_last = to > from && is_mixed(text) && is_random(text);
+            if text.is_empty() {
+                if self.escape(at) == 0 {
+                    break;
+                }
+                continue;
+            }
+            if !is_long && !is_last {
+                break;
+            }
+            (to, at) = (line, line);
+        }
+        to
     }
 }
 
@@ -444,27 +752,54 @@ impl Scan<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Password,
+    /// A password, if it is not a count or a word: behind `DB_PASS`.
+    Pass,
+    /// A password, if it is that and cannot be anything else: behind `PASS` and `Pwd`.
+    Bare,
     Key,
+    /// A key, if it looks random: behind `STRIPE_KEY`.
+    Random,
     Signature,
 }
 
-fn kind_of(name: &[u8]) -> Option<Kind> {
+fn kind_of(name: &[u8], is_upper: bool) -> Option<Kind> {
     let ends = |end: &str| {
         let end = end.as_bytes();
         name.len() >= end.len()
             && name[name.len() - end.len()..].iter().zip(end).all(|(a, b)| a == b || (*a == b'-' && *b == b'_'))
     };
     if PASSWORDS.iter().any(|end| ends(end)) {
-        Some(Kind::Password)
-    } else if KEYS.iter().any(|end| ends(end)) {
-        Some(Kind::Key)
-    } else {
-        ends(SIGNATURE).then_some(Kind::Signature)
+        return Some(Kind::Password);
     }
+    if ends("_pass") {
+        let mut words = name[..name.len() - 5].rsplit(|b| matches!(b, b'_' | b'-'));
+        let is_none = words.next().is_some_and(|word| NO_PASSWORDS.iter().any(|none| none.as_bytes() == word));
+        return (!is_none).then_some(Kind::Pass);
+    }
+    if matches!(name, b"pass" | b"pwd") {
+        return Some(Kind::Bare);
+    }
+    if KEYS.iter().any(|end| ends(end)) {
+        return Some(Kind::Key);
+    }
+    if is_upper && ends("_key") && !NO_KEYS.iter().any(|end| ends(end)) {
+        return Some(Kind::Random);
+    }
+    ends(SIGNATURE).then_some(Kind::Signature)
+}
+
+/// Whether the last part of an expression is the name of a secret.
+fn is_name_of_secret(part: &[u8]) -> bool {
+    let mut buffer = [0; MAX_NAME];
+    let Some(name) = buffer.get_mut(..part.len()) else { return false };
+    name.copy_from_slice(part);
+    name.make_ascii_lowercase();
+    kind_of(name, true).is_some()
 }
 
 /// Whether a value is to be hidden. `firm`: it stands where only a value can, not in a sentence.
 fn is_worth(value: &[u8], kind: Kind, firm: bool) -> bool {
+    const WORDS: [&[u8]; 8] = [b"all", b"fail", b"failed", b"mode", b"no", b"ok", b"passed", b"yes"];
     if is_placeholder(value) {
         return false;
     }
@@ -472,14 +807,71 @@ fn is_worth(value: &[u8], kind: Kind, firm: bool) -> bool {
     let digit = head.iter().any(u8::is_ascii_digit);
     let other = head.iter().any(|b| !b.is_ascii_digit());
     // A path, a call, a name in a program.
-    let is_code = matches!(value[0], b'/' | b':') || head.contains(&b'(');
+    let is_code = matches!(value[0], b'/' | b':') || head.contains(&b'(') || is_path(head);
+    let is_pass = (other || value.len() >= 6) && !WORDS.iter().any(|word| value.eq_ignore_ascii_case(word));
     match (kind, firm) {
         (Kind::Password, true) => true,
-        (Kind::Password, false) => value.len() >= 6 && digit && !is_code,
-        (Kind::Key, true) => value.len() >= 6 && other || value.len() >= 12,
-        (Kind::Key, false) => value.len() >= 12 && digit && other && !is_code,
-        (Kind::Signature, _) => firm && value.len() >= 16,
+        (Kind::Pass, true) => is_pass,
+        (Kind::Bare, true) => is_pass && !matches!(value[0], b'/' | b'.' | b'\\') && value.get(1) != Some(&b':'),
+        (Kind::Password | Kind::Pass, false) => value.len() >= 6 && digit && other && !is_code,
+        (Kind::Key, true) => (value.len() >= 6 && other || value.len() >= 12) && !is_file(head),
+        (Kind::Key, false) => value.len() >= 12 && digit && other && !is_code && !is_joined(head),
+        (Kind::Random, true) => value.len() >= 16 && !is_code && looks_random(head),
+        (Kind::Signature, true) => value.len() >= 16,
+        (Kind::Bare | Kind::Random | Kind::Signature, false) => false,
     }
+}
+
+/// Several words.
+fn has_words(value: &[u8]) -> bool {
+    value.iter().any(u8::is_ascii_whitespace)
+}
+
+/// Whether it is the first setting of an option: `id=npm`, but not a value in base64 with `=` at its end.
+fn is_setting(value: &[u8]) -> bool {
+    let name = value.iter().take(16).take_while(|b| b.is_ascii_lowercase()).count();
+    name > 0 && value.get(name) == Some(&b'=') && value.get(name + 1).is_some_and(|b| *b != b'=')
+}
+
+/// Whether it is the path of a file with an ending, as base64 never is: `src/a1/token.rs:12`.
+fn is_file(value: &[u8]) -> bool {
+    let Some(slash) = value.iter().rposition(|b| *b == b'/') else { return false };
+    let name = &value[slash + 1..];
+    let Some(stop) = name.iter().rposition(|b| *b == b'.') else { return false };
+    let ending = name[stop + 1..].iter().take_while(|b| b.is_ascii_alphanumeric()).count();
+    let behind = &name[stop + 1 + ending..];
+    (1..=5).contains(&ending) && behind.iter().all(|b| b.is_ascii_digit() || *b == b':')
+}
+
+/// Whether it is a path: of a file with an ending, or in lower case.
+fn is_path(value: &[u8]) -> bool {
+    let is_lower =
+        |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'/' | b'_' | b'-' | b'.' | b':');
+    is_file(value) || (value.contains(&b'/') && value.iter().all(is_lower))
+}
+
+/// Words in lower case, joined by dashes: `my-k8s-secret-name`. Digits are in fewer of them than letters alone.
+fn is_joined(value: &[u8]) -> bool {
+    let (mut words, mut others) = (0, 0);
+    for part in value.split(|b| matches!(b, b'-' | b'_' | b'.')) {
+        if !part.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+            return false;
+        }
+        if !part.iter().any(u8::is_ascii_digit) {
+            words += 1;
+        } else if part.len() <= 4 {
+            others += 1;
+        } else {
+            return false;
+        }
+    }
+    words > others && words + others > 1
+}
+
+/// Whether it looks like a key that was drawn: letters of both cases with digits, or many hexadecimal digits.
+fn looks_random(value: &[u8]) -> bool {
+    let is_hex = value.len() >= 32 && value.iter().all(|b| Of::Hex.has(*b));
+    value.iter().all(|b| Of::Any.has(*b)) && is_random(value) && (is_mixed(value) || is_hex)
 }
 
 /// Whether it stands for a value, or says that there is none: `$TOKEN`, `<token>`, `{{token}}`, `***`, `null`.
@@ -498,9 +890,11 @@ fn is_placeholder(value: &[u8]) -> bool {
         b"invalid",
         b"redacted",
     ];
-    value.starts_with(MARK.as_bytes()) && value.len() == MARK.len()
+    let is_encoded = value.len() > 2 && value[1..3].iter().all(u8::is_ascii_hexdigit) && !value.ends_with(b"%");
+    value[..value.len().min(MAX_HEAD)].windows(MARK.len()).any(|part| part == MARK.as_bytes())
         || value.iter().all(|b| matches!(b, b'*' | b'x' | b'X' | b'.' | b'-' | b'_'))
-        || matches!(value[0], b'$' | b'<' | b'{' | b'%')
+        || matches!(value[0], b'$' | b'<' | b'{')
+        || (value[0] == b'%' && !is_encoded)
         || value.starts_with(b"./")
         || value.starts_with(b"~/")
         || WORDS.iter().any(|word| value.eq_ignore_ascii_case(word))
@@ -516,8 +910,8 @@ fn is_mixed(text: &[u8]) -> bool {
     text.iter().any(u8::is_ascii_lowercase) && text.iter().any(u8::is_ascii_uppercase)
 }
 
-/// Whether it is a name and a password in base64, with a colon between them.
-fn is_user_and_password(text: &[u8]) -> bool {
+/// What stands in base64, without its padding; `None` for a byte of what is not base64.
+fn decoded(text: &[u8]) -> impl Iterator<Item = Option<u8>> + Clone {
     let digit = |b: u8| match b {
         b'A'..=b'Z' => Some(b - b'A'),
         b'a'..=b'z' => Some(b - b'a' + 26),
@@ -526,23 +920,23 @@ fn is_user_and_password(text: &[u8]) -> bool {
         b'/' => Some(63),
         _ => None,
     };
-    let text = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);
-    let digits: Option<Vec<u8>> = text.iter().map(|b| digit(*b)).collect();
-    let bytes = |d: &[u8]| -> Vec<u8> {
-        d.windows(2)
-            .enumerate()
-            .filter(|(i, _)| i % 4 != 3)
-            .map(|(i, w)| match i % 4 {
-                0 => w[0] << 2 | w[1] >> 4,
-                1 => w[0] << 4 | w[1] >> 2,
-                _ => w[0] << 6 | w[1],
-            })
-            .collect()
-    };
-    digits.is_some_and(|d| {
-        let bytes = bytes(&d);
-        bytes.len() >= 5 && bytes.contains(&b':') && bytes.iter().all(|b| (b' '..=b'~').contains(b) || *b >= 0x80)
+    text.windows(2).enumerate().filter(|(i, _)| i % 4 != 3).map(move |(i, w)| {
+        let (a, b) = (digit(w[0])?, digit(w[1])?);
+        Some(match i % 4 {
+            0 => a << 2 | b >> 4,
+            1 => a << 4 | b >> 2,
+            _ => a << 6 | b,
+        })
     })
+}
+
+/// Whether it is a name and a password in base64, with a colon between them.
+fn is_user_and_password(text: &[u8]) -> bool {
+    let text = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);
+    let bytes = decoded(text);
+    bytes.clone().take(5).count() == 5
+        && bytes.clone().any(|b| b == Some(b':'))
+        && bytes.clone().all(|b| b.is_some_and(|b| (b' '..=b'~').contains(&b) || b >= 0x80))
 }
 
 #[cfg(test)]
@@ -617,7 +1011,10 @@ mod tests {
             "-----BEGIN OPENSSH ~PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\n-----END OPENSSH PRIVATE KEY-----\nx",
             "-----BEGIN OPENSSH PRIVATE KEY-----[redacted]-----END OPENSSH PRIVATE KEY-----\nx",
         ),
-        ("-----BEGIN ~PRIVATE KEY----- MIIEvQIBADANBgkqhkiG9w0BAQEFAASC cut", "-----BEGIN PRIVATE KEY-----[redacted]"),
+        (
+            "-----BEGIN ~PRIVATE KEY----- MIIEvQIBADANBgkqhkiG9w0BAQEFAASC cut",
+            "-----BEGIN PRIVATE KEY-----[redacted] cut",
+        ),
         ("postgres://app:~hunter2@db:5432/x", "postgres://app:[redacted]@db:5432/x"),
         (
             "fatal: 'https://x-access:~pw@host/y.git/' not found",
@@ -640,6 +1037,63 @@ mod tests {
         ("AccountName=a;AccountKey=~AbCdEf0123456789+/==;Suffix=z", "AccountName=a;AccountKey=[redacted];Suffix=z"),
         ("token=\"~never closed", "token=\"[redacted]"),
         ("password: ~hunter2!", "password: [redacted]"),
+        // Behind an escape that is written out.
+        ("\"start\\nghp_~AbCdEf0123456789AbCdEf0123456789AbCd\"", "\"start\\nghp_[redacted]\""),
+        ("a\\tghp_~AbCdEf0123456789AbCdEf0123456789AbCd", "a\\tghp_[redacted]"),
+        ("q=%20AKIA~IOSFODNN7EXAMPLE", "q=%20AKIA[redacted]"),
+        ("q%3Dghp_~AbCdEf0123456789AbCdEf0123456789AbCd", "q%3Dghp_[redacted]"),
+        ("a\\u0026ghp_~AbCdEf0123456789AbCdEf0123456789AbCd", "a\\u0026ghp_[redacted]"),
+        ("Bearer%20~AbCdEf0123456789", "Bearer%20[redacted]"),
+        ("a\\npassword=~hunter2", "a\\npassword=[redacted]"),
+        ("%26pass=~hunter2", "%26pass=[redacted]"),
+        // By name.
+        ("PASS=~hunter", "PASS=[redacted]"),
+        ("Server=db;Uid=app;Pwd=~hunter2;", "Server=db;Uid=app;Pwd=[redacted];"),
+        ("curl -u app:~hunter2 https://host", "curl -u app:[redacted] https://host"),
+        ("curl --user 'app:~hun ter' https://host", "curl --user 'app:[redacted]' https://host"),
+        ("machine host login app password ~hunter", "machine host login app password [redacted]"),
+        ("machine host\n  login app\n  password ~hunter", "machine host\n  login app\n  password [redacted]"),
+        ("'password' => '~swordfish'", "'password' => '[redacted]'"),
+        (":password => '~swordfish'", ":password => '[redacted]'"),
+        ("password := \"~swordfish\"", "password := \"[redacted]\""),
+        ("<password>~swordfish</password>", "<password>[redacted]</password>"),
+        ("{\"name\":\"DB_PASSWORD\",\"value\":\"~pw\"}", "{\"name\":\"DB_PASSWORD\",\"value\":\"[redacted]\"}"),
+        ("- name: DB_PASSWORD\n  value: ~pw", "- name: DB_PASSWORD\n  value: [redacted]"),
+        ("<add key=\"DbPassword\" value=\"~pw\"/>", "<add key=\"DbPassword\" value=\"[redacted]\"/>"),
+        ("Cookie: session=~0a1b2c3d4e5f6071; csrf=~abc", "Cookie: session=[redacted]"),
+        ("Set-Cookie: sid=~0a1b2c3d4e5f6071; Path=/", "Set-Cookie: sid=[redacted]; Path=/"),
+        (
+            "https://a.blob.core.windows.net/c?sv=2024-01-01&sig=~%2BbCdEf0123456789AbCdEf%3D",
+            "https://a.blob.core.windows.net/c?sv=2024-01-01&sig=[redacted]",
+        ),
+        ("//registry.npmjs.org/:_auth=~dXNlcjpwYXNz", "//registry.npmjs.org/:_auth=[redacted]"),
+        (
+            "//registry.npmjs.org/:_authToken=~01234567-89ab-cdef-0123-456789abcdef",
+            "//registry.npmjs.org/:_authToken=[redacted]",
+        ),
+        (
+            "https://discordapp.com/api/webhooks/~012345678901234567/AbCdEf0123456789-AbCdEf0123456789_AbCdEf",
+            "https://discordapp.com/api/webhooks/[redacted]",
+        ),
+        ("d=xoxd-~AbCdEf0123456789%2FAbCdEf%3D", "d=xoxd-[redacted]"),
+        ("dp.pt.~AbCdEf0123456789AbCdEf0123456789AbCdEf01234", "dp.pt.[redacted]"),
+        (
+            "eyJ~hbGciOiJkaXIiLCJlbmMiOiJBMTI4R0NNIn0..AbCdEf0123456789.AbCdEf0123456789.AbCdEf0123456789AbCdEf",
+            "eyJ[redacted]",
+        ),
+        (
+            "eyJ~hbGciOiJSU0EtT0FFUCJ9.AbCdEf0123.AbCdEf0123456789.AbCdEf0123456789.AbCdEf0123456789AbCdEf",
+            "eyJ[redacted]",
+        ),
+        (
+            "gAAAA~ABkAbCdEf0123456789AbCdEf0123456789AbCdEf0123456789AbCdEf0123456789AbCdEf0123456789AbCdEf0123456789",
+            "gAAAA[redacted]",
+        ),
+        ("STRIPE_KEY=~AbCdEf0123456789AbCdEf", "STRIPE_KEY=[redacted]"),
+        ("DATADOG_KEY=~0123456789abcdef0123456789abcdef", "DATADOG_KEY=[redacted]"),
+        ("password=~hunter2[", "password=[redacted]"),
+        ("api_key=~a1b2c3d4.e5f6a7b8", "api_key=[redacted]"),
+        ("password = '~two words'", "password = '[redacted]'"),
     ];
 
     /// Text that has none.
@@ -699,6 +1153,36 @@ mod tests {
         "PWD=/home/user/project OLDPWD=/tmp",
         "hf_hub_download and npm_config_registry",
         "github_pat_ is a prefix, ghp_ another",
+        "num_pass=118",
+        "PASS=12 FAIL=0",
+        "PASS: test_parser1.sh",
+        "--two-pass mode",
+        "OrderProcessingServiceImplTest.refundOrder.shouldNotRefundAnOrderTwiceWithin24Hours",
+        "unexpected token: src/parser1/token.rs:12",
+        "the task says \"SyntaxError: Unexpected token:\"",
+        "\"SyntaxError: Unexpected token:\" and 12 more words",
+        "it asks 'Enter password:'",
+        "it asks \"Enter password:\" and waits 30 s",
+        "it asks \"Enter password: \", then stops",
+        "password = input(\"Enter password: \")",
+        "{\"errors\":{\"password\":\"is too short\"}}",
+        "api_key=settings.OPENAI_API_KEY",
+        "token=tokens[i]",
+        "password=os.environ[\"X\"]",
+        "password=os.environ['DB_PASSWORD']",
+        "password=getenv(\"DB_PASSWORD\"), x",
+        "docker run --secret id=npm",
+        "docker exec -u node:node web1",
+        "secret: my-k8s-secret-name",
+        "20251121:abcdefghijklmnopqrstuvwxyzABCDEFGHI",
+        "etag: key-0123456789abcdef0123456789abcdef",
+        "found \"-----BEGIN RSA PRIVATE KEY-----\" in fixtures; 12 tests failed",
+        "Kind::Password => \"password\", Kind::Token => \"authentication\"",
+        "login form password field",
+        "CACHE_KEY=linux-0123456789abcdef0123456789abcdef SORT_KEY=created",
+        "Vec<Token> and <token>x</token>",
+        "cookie: a=b",
+        "C:\\new\\table\\report.txt",
         "\u{65e5}\u{672c}\u{8a9e} token\u{ff1a} \u{1f600}",
     ];
 
@@ -765,6 +1249,26 @@ mod tests {
             "--token ",
             "authorization: a ",
             "SG.a.",
+            "\\n",
+            "%20",
+            "curl -u ",
+            "curl -u a:",
+            "password ",
+            "machine a login b password ",
+            "<password>",
+            "password:\"a b ",
+            "\"password\",",
+            "name: password value: ",
+            "cookie: ",
+            "cookie: a=",
+            "cookie: a=b; ",
+            "; a=b",
+            "eyJaaaaaaaaa.",
+            "-----BEGIN PRIVATE KEY-----\nAbCdEfGhIjKlMnOpQrStUvWxYz012345\n",
+            "password=a.",
+            "password=a[",
+            "password=\\",
+            "STRIPE_KEY=",
         ];
         for part in parts {
             let text = part.repeat((1 << 17) / part.len());
