@@ -449,7 +449,8 @@ impl Scan<'_> {
             return None;
         };
         let dashes = self.text[..at].iter().rev().take(3).take_while(|b| **b == b'-').count();
-        let is_begin = at.checked_sub(dashes + 1).is_none_or(|i| !Of::Alnum.has(self.text[i]));
+        let is_begin =
+            at.checked_sub(dashes + 1).is_none_or(|i| matches!(self.text[i], b' ' | b'\t' | b'\n' | b'"' | b'\''));
         if dashes != usize::from(behind > at + 1) + 1 || !is_begin {
             return None;
         }
@@ -457,7 +458,10 @@ impl Scan<'_> {
         let colon = self.run(value.from, MAX_NAME, |b| b != b':' && !b.is_ascii_whitespace());
         let from = colon + 1;
         let is_pair = self.byte(colon) == Some(b':') && colon > value.from && from < value.to;
-        (is_pair && !is_placeholder(&self.text[from..value.to])).then_some(Found { from, to: value.to })
+        let is_secret = is_pair && !is_placeholder(&self.text[from..value.to]);
+        // The name may be a token, too.
+        let from = if is_secret && is_token(&self.text[value.from..colon]) { value.from } else { from };
+        is_secret.then_some(Found { from, to: value.to })
     }
 
     /// The value that follows a name which says that it is a secret.
@@ -473,11 +477,15 @@ impl Scan<'_> {
         let mut buffer = [0; 2 * MAX_NAME];
         let name = buffer.get_mut(..end - begin)?;
         name.copy_from_slice(&self.text[begin..end]);
-        let is_upper = !name.iter().any(u8::is_ascii_lowercase);
+        // Behind a mark the name has begun before it.
+        let is_cut = self.text[..begin].ends_with(MARK.as_bytes());
+        let is_upper = !is_cut && !name.iter().any(u8::is_ascii_lowercase);
         name.make_ascii_lowercase();
         let before = begin.checked_sub(1).map(|i| self.text[i]);
         let escaped = name.get(self.escape(begin)..).unwrap_or_default();
-        if [&*name, escaped].iter().any(|n| matches!(n.strip_prefix(b"--").unwrap_or(n), b"cookie" | b"set-cookie")) {
+        if !is_cut
+            && [&*name, escaped].iter().any(|n| matches!(n.strip_prefix(b"--").unwrap_or(n), b"cookie" | b"set-cookie"))
+        {
             return self.cookie(name, end);
         }
         let kind = match (kind_of(name, is_upper).or_else(|| kind_of(escaped, is_upper)), before) {
@@ -562,7 +570,7 @@ impl Scan<'_> {
 
     /// The value of `NAME=VALUE`, `"NAME": "VALUE"`, `NAME: VALUE`, `NAME := "VALUE"`, `'NAME' => 'VALUE'`, `--NAME VALUE`.
     fn assigned(&mut self, begin: usize, end: usize, name: &[u8], kind: Kind) -> Option<Found> {
-        let is_flag = name.starts_with(b"--");
+        let is_flag = name.starts_with(b"--") && !self.text[..begin].ends_with(MARK.as_bytes());
         let closed = self.quote_end(end);
         let gap = self.run(closed, 4, |b| b == b' ');
         let is_symbol = self.text[..begin].ends_with(b":") && !self.text[..begin].ends_with(b"::");
@@ -695,9 +703,11 @@ impl Scan<'_> {
         let authority = &self.text[from..end];
         let to = from + authority.iter().rposition(|b| *b == b'@')?;
         let user = authority.iter().position(|b| *b == b':').map(|colon| from + colon + 1).filter(|colon| *colon < to);
+        // The name may be a token, too.
+        let user = user.filter(|user| !is_token(&self.text[from..*user]));
         let secret = Found { from: user.unwrap_or(from), to };
         let text = &self.text[secret.from..to];
-        let is_secret = if user.is_some() { !is_placeholder(text) } else { text.len() >= 16 && is_random(text) };
+        let is_secret = if user.is_some() { !is_placeholder(text) } else { is_token(text) && !is_placeholder(text) };
         is_secret.then_some(secret)
     }
 
@@ -896,6 +906,8 @@ fn is_placeholder(value: &[u8]) -> bool {
         || matches!(value[0], b'$' | b'<' | b'{')
         || (value[0] == b'%' && !is_encoded)
         || value.starts_with(b"./")
+        // The beginning of a key, which has a rule of its own.
+        || value.starts_with(b"-----")
         || value.starts_with(b"~/")
         || WORDS.iter().any(|word| value.eq_ignore_ascii_case(word))
 }
@@ -903,6 +915,11 @@ fn is_placeholder(value: &[u8]) -> bool {
 /// Letters and digits, as random characters have them.
 fn is_random(text: &[u8]) -> bool {
     text.iter().any(u8::is_ascii_digit) && text.iter().any(u8::is_ascii_alphabetic)
+}
+
+/// Whether it is as long as a token, and random.
+fn is_token(text: &[u8]) -> bool {
+    text.len() >= 16 && is_random(text)
 }
 
 /// Small and capital letters, as random characters have them.
@@ -1091,6 +1108,11 @@ mod tests {
         ),
         ("STRIPE_KEY=~AbCdEf0123456789AbCdEf", "STRIPE_KEY=[redacted]"),
         ("DATADOG_KEY=~0123456789abcdef0123456789abcdef", "DATADOG_KEY=[redacted]"),
+        ("https://ghp_~AbCdEf0123456789AbCdEf:x-oauth-basic@host/y", "https://[redacted]@host/y"),
+        (
+            "PRIVATE_KEY=\"-----BEGIN ~PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----\"",
+            "PRIVATE_KEY=\"-----BEGIN PRIVATE KEY-----[redacted]-----END PRIVATE KEY-----\"",
+        ),
         ("password=~hunter2[", "password=[redacted]"),
         ("api_key=~a1b2c3d4.e5f6a7b8", "api_key=[redacted]"),
         ("password = '~two words'", "password = '[redacted]'"),
