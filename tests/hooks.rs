@@ -619,7 +619,8 @@ mod tests {
         let gone = runs(&world).into_iter().find(|run| !events_of(run).iter().any(|e| e["t"] == "run_ended"));
         let gone = gone.expect("the first run");
         fs::rename(gone.join("events.jsonl"), gone.join("elsewhere")).expect("its log");
-        assert!(answer(child, event, "a run is gone").context().contains("All workers of rule second are finished"));
+        let answer = answer(child, event, "a run is gone");
+        assert!(answer.context().contains("All workers of rule second are finished"), "{answer:?}");
         for task in ["api", "db"] {
             let_end(&world, task);
         }
