@@ -608,11 +608,14 @@ mod tests {
     fn stop_hands_over_what_it_can_where_one_of_two_runs_is_gone() {
         let world = project(&json!({"hold": "10m"}));
         let mut config = config(&json!({"hold": "10m"}));
-        let second = json!({"name": "second", "when": {"prompt": "(?i)\\banaly[sz]e\\b"}, "tasks": [{"id": "quick", "shell": "echo ready"}]});
+        let second = json!({"name": "second", "when": {"prompt": "(?i)\\banaly[sz]e\\b"}, "tasks": [
+            // Not so quick that the prompt's own answer tells of it.
+            {"id": "quick", "shell": "until [ -e \"$HOME/go-quick\" ]; do sleep 0.01; done; echo ready"}]});
         config["rules"].as_array_mut().expect("a list").push(second);
         world.write(".claude/cpw.json", &config.to_string());
         allow(&world);
         prompt(&world, "p1");
+        let_end(&world, "quick");
         wait_until("the second run", || events(&world).iter().any(|e| e["t"] == "run_ended"));
         let (child, event) = begin(&world, "stop", &json!({}));
         wait_for_hold(&world);
