@@ -16,10 +16,10 @@ use crate::store::file;
 pub const PROGRAM: &str = "claude";
 
 /// The settings files of a project, below its root.
+const SETTINGS: [&str; 2] = [".claude/settings.json", ".claude/settings.local.json"];
+
 /// The largest of them that is read, in bytes.
 const MAX_SETTINGS: u64 = 4 << 20;
-
-const SETTINGS: [&str; 2] = [".claude/settings.json", ".claude/settings.local.json"];
 
 /// How a client is called.
 #[derive(Debug, Clone, Copy)]

@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 
 pub use line::{StatusLine, status_line, unwire_line, wire_line, wraps};
 
+/// Where an administrator's settings are, on Linux.
+pub const MANAGED: &str = "/etc/claude-code/managed-settings.json";
+
 /// Why a settings file is left alone, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {

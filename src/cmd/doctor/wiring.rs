@@ -27,9 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What is told to a hook to see whether it answers: a session that there is not.
 const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 
-/// Where an administrator's settings are.
-const MANAGED: &str = "/etc/claude-code/managed-settings.json";
-
 /// A file that the client reads settings from.
 pub(super) struct Layer {
     /// How `cpw init` is told to work on it; none for an administrator's.
@@ -79,7 +76,7 @@ fn client_home() -> Option<PathBuf> {
 pub(super) fn layers(project: &Path) -> Vec<Layer> {
     let own = |flag, name: &str| Layer::at(Some(flag), project.join(".claude").join(name));
     let user = client_home().map(|dir| Layer::at(Some(" --user"), dir.join("settings.json")));
-    let managed = Layer::at(None, MANAGED.into());
+    let managed = Layer::at(None, settings::MANAGED.into());
     user.into_iter().chain([own("", "settings.json"), own(" --local", "settings.local.json"), managed]).collect()
 }
 

@@ -14,9 +14,6 @@ use crate::store::file;
 use crate::store::project;
 use crate::sys::process;
 
-/// Where an administrator's settings are.
-const MANAGED: &str = "/etc/claude-code/managed-settings.json";
-
 /// Whether the status line may run `command`.
 pub(super) fn may_run(command: &str) -> bool {
     if above::below_client().is_none() {
@@ -75,7 +72,7 @@ impl Reader {
                 files.extend(is_read(source).then(|| root.join(".claude").join(name)));
             }
         }
-        files.push(MANAGED.into());
+        files.push(settings::MANAGED.into());
         let mut all = Vec::new();
         if let Some(named) = self.option("--settings") {
             match named.to_str().filter(|text| text.trim_start().starts_with('{')) {
